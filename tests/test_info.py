@@ -6,6 +6,9 @@ import re
 import numpy as np
 import tifffile
 from small_work import a_folder  # noqa: F401
+from stub import Bright
+
+import tilenet
 
 
 def test_info_says_what_an_image_and_a_model_are_understood_to_be(work, tilenet_command):
@@ -40,6 +43,18 @@ def test_axes_that_are_said_in_place_of_the_files_are_told_and_shown(work, tilen
     assert (shown["axes"], shown["axes_in_file"]) == ("tyx", "cyx")
     shown = json.loads(tilenet_command("info", args[0], "--axes", "cyx", "--json")[1])
     assert (shown["axes"], "axes_in_file" in shown) == ("cyx", False)
+
+
+def test_info_counts_the_objects_of_a_mask_that_has_some(work, tilenet_command):
+    pixels = np.kron(np.eye(3), np.ones((12, 12))).astype(np.uint8) * 200
+    for out, objects in (("o.zarr", True), ("m.zarr", False)):
+        tilenet.segment(pixels, work / out, model=Bright(), objects=objects)
+    for out in ("o.zarr", "o.ome.tif"):
+        if out.endswith("tif"):
+            tilenet.write_tiff(work / "o.zarr", work / out)
+        assert json.loads(tilenet_command("info", work / out, "--json")[1])["objects"] == 3
+    assert re.search(r"^objects +3$", tilenet_command("info", work / "o.zarr")[1], re.M)
+    assert "objects" not in json.loads(tilenet_command("info", work / "m.zarr", "--json")[1])
 
 
 def test_info_and_segment_say_that_alpha_is_not_read(work, tilenet_command):

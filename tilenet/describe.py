@@ -57,6 +57,7 @@ def _mask(file: str) -> dict[str, Any] | None:
             "levels": [level.shape for level in mask.levels],
             "labels": mask.info["card"]["labels"],
         }
+        facts |= {"objects": mask.info["objects"]} if mask.has_objects else {}
     made = {n: mask.info[n] for n in ("version", "image", "model", "record", "scaling", "tissue") if n in mask.info}
     return facts | {"probabilities": mask.probabilities is not None} | made
 
