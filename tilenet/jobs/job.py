@@ -135,9 +135,11 @@ class Job:
         """What the output looks like."""
         if self.image.box_axes == "ztyx":  # the order is that of OME-Zarr; arrays in memory may have any
             order = "".join(sorted(self.image.axes, key="tczyx".index))
+            turned = [self.image.axes.index(axis) for axis in order]
             raise ImageError(
                 f"{self.image.name}: has z before t ({self.image.axes}), and a mask on disk has t before z. Write the "
-                f"image so ({order}), or get an array: in Python, without an output"
+                f"image so ({order}); an array: give np.transpose(array, {turned}), axes "
+                f"{order!r}. Or get an array: in Python, without an output"
             )
         classes = 1 if self.decision.depths else len(self.card.classes)
         # What objects are found in is no mask to look at: it has no pyramid, and lies in no image.

@@ -58,10 +58,16 @@ class ArrayImage(StoredImage):
             if pixels.shape != stored.shape or not np.can_cast(pixels.dtype, self.dtype):
                 raise ImageError(  # tasks of dask may give other than the array says, and NumPy would convert it
                     f"{self.name}: {box} is {pixels.dtype} {pixels.shape}, and the array says {self.dtype} "
-                    f"{stored.shape}. Correct the dtype and the chunks that it was made with"
+                    f"{stored.shape}. {self._way_out(pixels.dtype)}"
                 )
             stored[...] = pixels
         return out
+
+    def _way_out(self, computed: Any) -> str:
+        """Return how an array that computes another dtype, or else another shape, than it says is to be mended."""
+        if computed == self.dtype:
+            return "Correct the chunks that it was made with"
+        return f"Where it was made, such as in map_blocks, give dtype={computed}, or convert with .astype({self.dtype})"
 
     def _computed(self, part: Any) -> Any:
         client = client_of(self._array) if self._kept else None
