@@ -11,6 +11,7 @@ from training_helpers import discs, image_of, write_pair
 from tilenet.errors import ImageError, SettingsError
 from tilenet.models.saved import fingerprint, load_model
 from tilenet.training.data import describe_training, read_pairs, split
+from tilenet.training.history import caption_of
 from tilenet.training.loop import train
 from tilenet.training.recipe import Recipe
 
@@ -80,6 +81,12 @@ def test_a_training_begins_with_a_line_that_says_what_is_trained(tmp_path, caplo
         f"{tmp_path}: 2-D network over yx of 1 channel: 2 images of 6 frames in all to train on, 1 image of 3 frames "
         f"in all for validation; intensities of each file scaled: linear (subtract 0.0, divide 255.0)"
     )
+
+
+def test_each_frame_of_a_series_has_a_caption_of_its_own(tmp_path):
+    write_series(tmp_path, "a", frames(0), "TYX")
+    write_series(tmp_path, "b", frames(0, 1)[0], "YX")
+    assert [caption_of(pair) for pair in read_pairs(tmp_path, SMALL.scaling)] == ["a, t 0", "a, t 1", "a, t 2", "b"]
 
 
 def test_planes_of_a_stack_train_a_2d_network_where_they_are_called_frames(tmp_path):

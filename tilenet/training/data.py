@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Pair:
     image: NDArray[np.float32]
     # (*n) int32.
     label: NDArray[np.int32]
+    # Its place in the file; None if that holds no other.
+    frame: int | None = None
 
 
 def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
@@ -74,7 +76,8 @@ def read_pair(
             f"{label}: holds {len(np.unique(labels))} values, most of them in single pixels, as in an image. Put "
             f"numbered objects or classes into labels/"
         )
-    return [Pair(name, frame, of_frame) for frame, of_frame in zip(pixels, labels, strict=True)]
+    pairs = [Pair(name, frame, of_frame, k) for k, (frame, of_frame) in enumerate(zip(pixels, labels, strict=True))]
+    return pairs if len(pairs) > 1 else [replace(pair, frame=None) for pair in pairs]
 
 
 def read_scaled(
@@ -113,7 +116,7 @@ def read_pairs(
                 f"{image}: has {len(p.image)} channels, others have {most}. Train on images alike, or choose channels "
                 f"(--channels)"
             )
-    return [Pair(p.name, np.broadcast_to(p.image, (most, *p.label.shape)), p.label) for p in pairs]
+    return [replace(p, image=np.broadcast_to(p.image, (most, *p.label.shape))) for p in pairs]
 
 
 def chosen_of(

@@ -61,9 +61,20 @@ class Examples:
             ndim = pair.label.ndim
             views = [_grey(middle_of(np.moveaxis(pair.image, 0, -1), ndim))]
             views += [class_colours(middle_of(classes, ndim)) for classes in (truth, predicted)]
-            plane = f", z {len(pair.label) // 2}" if ndim == 3 else ""
-            strips.append(_strip(views, [pair.name + plane, "truth", f"prediction of epoch {self.epoch}"]))
+            strips.append(_strip(views, [caption_of(pair), "truth", f"prediction of epoch {self.epoch}"]))
         return strips
+
+
+def caption_of(pair: Pair) -> str:
+    """Return the name of an image, with the frame of a series and the middle plane of a volume; `LETTERS` at most.
+
+    >>> image = np.zeros((1, 5, 9, 9), np.float32)
+    >>> caption_of(Pair("a" * 40, image, image[0].astype(np.int32), frame=3))
+    'aaaaaaaaaaaaaaaaaaaa, t 3, z 2'
+    """
+    where = "" if pair.frame is None else f", t {pair.frame}"
+    where += f", z {len(pair.label) // 2}" if pair.label.ndim == 3 else ""
+    return pair.name[: LETTERS - len(where)] + where
 
 
 def middle_of(array: NDArray[Any], ndim: int) -> NDArray[Any]:
