@@ -35,7 +35,8 @@ if not torch.cuda.is_available():
 # Temporary folders in memory: a killed process loses nothing there either, and synced files cost nothing.
 if "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 4 * 2**30:
     tempfile.tempdir = "/dev/shm"
-# How long an example takes says how busy the machine is.
+# How long an example takes says how busy the machine is. Where the variable CI is set, Hypothesis starts from its own
+# profile for that, which tries the same cases each time, and this one inherits it; elsewhere each run draws new ones.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 

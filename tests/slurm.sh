@@ -9,8 +9,13 @@
 set -euo pipefail
 
 start() {
-  local folder=$1 host
+  local folder=$1 host ports
   host=$(hostname -s)
+  # Held together until all are known, so that they differ.
+  read -ra ports < <(python3 -c '
+import socket
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(*(one.getsockname()[1] for one in held))')
   mkdir -p "$folder"/{state,n1,n2}
   chmod 755 "$folder"
   head -c 1024 /dev/urandom >"$folder/munge.key"
@@ -20,7 +25,7 @@ start() {
   cat >"$folder/slurm.conf" <<EOF
 ClusterName=loopback
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=17817
+SlurmctldPort=${ports[0]}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket
@@ -43,8 +48,8 @@ SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/%n.log
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17818 CPUs=1 RealMemory=8000
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=17819 CPUs=1 RealMemory=8000
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=1 RealMemory=8000
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=1 RealMemory=8000
 PartitionName=both Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 EOF
   export SLURM_CONF=$folder/slurm.conf
