@@ -11,7 +11,9 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("values", [(0, 3, 3, 7), (3, 3, 0, 0), (1, 0, 1, 0), (5, 5, 5, 5)])
 @pytest.mark.parametrize("spread", [0.7, 1e3])  # of whole numbers, so that many are equal, or hardly any
-def test_classes_are_the_argmax_mapped_to_mask_values(values, spread):
+@pytest.mark.parametrize("strip_bytes", [2**20, 1000, 1])  # all rows, a few, and one row that is too much
+def test_classes_are_the_argmax_mapped_to_mask_values(values, spread, strip_bytes, monkeypatch):
+    monkeypatch.setattr("tilenet.decide.STRIP_BYTES", strip_bytes)
     logits = np.rint(RNG.normal(scale=spread, size=(4, 30, 40))).astype(np.float32)
     mask = Decision("softmax", values)(logits)["mask"]
     assert np.array_equal(mask, np.array(values, np.uint8)[logits.argmax(axis=0)])
@@ -51,6 +53,9 @@ def test_certainty_is_the_gap_between_mask_values_not_classes():
     logits = np.array([[0.0], [5.0], [4.9]])
     assert Decision("softmax", (0, 1, 2)).certainty(logits)[0] == pytest.approx(0.1)
     assert Decision("softmax", (0, 1, 1)).certainty(logits)[0] == pytest.approx(5)
+    assert Decision("softmax", (1, 1, 1)).certainty(logits)[0] == np.inf
+    assert Decision("sigmoid", (1,), 0.8).certainty(logits[1:2])[0] == pytest.approx(5 - np.log(4))
+    assert Decision("regression", (1,), 0.8).certainty(logits[:1])[0] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
@@ -59,19 +64,21 @@ def test_certainty_is_the_gap_between_mask_values_not_classes():
         (ModelCard(), {"threshold": 0.5}, "a threshold is for a network of one output"),
         (ModelCard(output="sigmoid"), {}, "2 outputs of sigmoid make no mask"),
         (ModelCard(), {"output": "labels"}, "output 'labels' is none of"),
+        (ModelCard(), {"probability_dtype": "int8"}, "probabilities are float16, float32, float64, not int8"),
     ],
 )
 def test_a_decision_that_cannot_be_made_is_refused(card, options, message):
-    options = {"output": "mask", "threshold": None} | options
+    options = {"output": "mask", "threshold": None, "probability_dtype": "float32"} | options
     with pytest.raises(SettingsError, match=message):
-        Decision.of_card(
-            card.completed(2), options["output"], threshold=options["threshold"], probability_dtype="float32"
-        )
+        Decision.of_card(card.completed(2), **options)
 
 
-def test_a_threshold_outside_zero_to_one_is_refused():
-    with pytest.raises(SettingsError, match=r"threshold 1\.5 is not between 0 and 1"):
-        Decision.of_card(ModelCard().completed(1), "mask", threshold=1.5, probability_dtype="float32")
+@pytest.mark.parametrize("threshold", [-0.5, 0, 1, 1.5])
+def test_a_threshold_outside_zero_to_one_is_refused_for_a_sigmoid_only(threshold):
+    options = {"output": "mask", "threshold": threshold, "probability_dtype": "float32"}
+    with pytest.raises(SettingsError, match=rf"threshold {threshold} is not between 0 and 1"):
+        Decision.of_card(ModelCard().completed(1), **options)
+    assert Decision.of_card(ModelCard(output="regression").completed(1), **options).threshold == threshold
 
 
 def test_of_more_classes_than_mask_values_there_are_probabilities_but_no_mask(tmp_path):

@@ -48,6 +48,12 @@ def test_a_shifted_box_keeps_its_shape(box, offset):
     assert box.shifted(offset).relative_to(offset) == box
 
 
+def test_a_box_that_ends_before_it_begins_has_no_pixels():
+    assert Box((5, 0), (3, 4)).shape == (0, 4)
+    with pytest.raises(ValueError, match="as many starts as stops"):
+        Box((0,), (3, 4))
+
+
 def test_a_box_that_starts_below_zero_is_no_index():
     with pytest.raises(ValueError, match="count from the end"):
         _ = Box((-1, 0), (3, 3)).slices

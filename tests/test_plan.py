@@ -1,7 +1,7 @@
 import pickle
 import re
 import time
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -69,11 +69,14 @@ def test_every_tile_lies_on_one_global_grid_and_crops_only_exact_output(plan):
 
 @given(plans(), st.integers(1, 5))
 def test_batches_hold_every_tile_once_and_one_shape_each(plan, size):
+    sizes = []
     for block in plan:
         batches = list(block.batches(size))
-        assert all(len({tile.read.shape for tile in batch}) == 1 and len(batch) <= size for batch in batches)
+        assert all(len({tile.read.shape for tile in batch}) == 1 for batch in batches)
         flat = [tile.write.start for batch in batches for tile in batch]
         assert sorted(flat) == [tile.write.start for tile in block.tiles]
+        sizes += map(len, batches)
+    assert max(sizes) == replace(plan, batch=size).largest_batch <= size
 
 
 @given(plans())
@@ -81,6 +84,7 @@ def test_the_sums_of_a_plan_are_those_of_its_tiles(plan):
     tiles = [tile for block in plan for tile in block.tiles]
     assert plan.n_tiles == len(tiles)
     assert plan.pixels_read == sum(tile.read.size for tile in tiles)
+    assert plan.redundancy == plan.pixels_read / sum(tile.write.size for tile in tiles)
     assert all(a <= b for tile in tiles for a, b in zip(tile.read.shape, plan.largest_read, strict=True))
 
 
@@ -105,9 +109,10 @@ def test_a_plan_is_frozen_and_survives_pickling():
 def test_blocks_are_counted_in_array_order_and_from_the_end():
     plan = plan_tiles((100, 200), Footprint((CLASSIC,) * 2), tile=32, block=64)
     assert [block.position for block in plan] == [(y, x) for y in range(2) for x in range(4)]
-    assert plan[-1] == plan[7]
-    with pytest.raises(IndexError, match="no block 8"):
-        plan[8]
+    assert (plan[-1], plan[-8]) == (plan[7], plan[0])
+    for beyond in (8, -9):
+        with pytest.raises(IndexError, match=f"no block {beyond}"):
+            plan[beyond]
 
 
 @pytest.mark.parametrize(("side", "nearest"), [(388, "384, 400"), (5, "16"), (1000, "992, 1008")])

@@ -108,15 +108,16 @@ def test_few_finished_blocks_wait_to_be_written_however_slow_that_is():
     sink, waiting = Memory(plan), []
 
     def advance(pixels):
-        waiting.append(advance.computed - len(sink.blocks))
         advance.computed += 1
+        waiting.append(advance.computed - len(sink.blocks))
 
-    advance.computed = 0
+    advance.computed, writers = 0, set()
     write = sink.write
-    sink.write = lambda index, arrays: (time.sleep(0.01), write(index, arrays))
+    sink.write = lambda *block: (writers.add(threading.get_ident()), time.sleep(0.01), write(*block))
     go(image, plan, sink, progress=advance)
     assert len(sink.blocks) == len(plan) == 70
-    assert max(waiting) <= BEHIND + 1
+    assert max(waiting) <= BEHIND
+    assert len(writers) == 1
 
 
 def test_planes_of_a_stack_are_looped_over():
@@ -136,10 +137,13 @@ def test_a_block_that_raises_is_reported_and_the_others_are_done():
                 raise ValueError("no such luck")
             return super().__call__(batch)
 
-    sink = Memory(plan)
-    report = go(image, plan, sink, Fails())
+    sink, predictor = Memory(plan), Fails()
+    report = go(image, plan, sink, predictor)
     (index,) = report.failures
     assert report.failures[index] == "no such luck"
+    assert index == 1 and len(list(plan[0].batches(plan.batch))) == 3
+    begun = [1 if block.index == index else len(list(block.batches(plan.batch))) for block in plan]
+    assert len(predictor.batches) == sum(begun), "no more of the block is computed in vain"
     assert sorted([*sink.blocks, index]) == list(range(len(plan)))
 
 
@@ -174,7 +178,7 @@ class Elsewhere(BoxSum):
 
     def __init__(self):
         super().__init__()
-        self.begun, self.log, self.rooms = 0, [], []
+        self.begun, self.log, self.rooms, self.ahead = 0, [], [], []
 
     def allocate(self, shape, dtype):
         self.rooms.append(np.empty(shape, dtype))
@@ -183,6 +187,7 @@ class Elsewhere(BoxSum):
     def begin(self, batch, tiles, decide):
         assert any(batch is room for room in self.rooms)
         self.begun += 1
+        self.ahead.append(len(self.rooms) - self.begun)
         self.log.append(("begin", self.begun))
         number, logits = self.begun, self(batch)
 
@@ -209,6 +214,13 @@ def test_a_predictor_that_decides_by_itself_is_a_few_batches_ahead():
     expected = expected_mask(pixels)
     for index, arrays in sink.blocks.items():
         assert np.array_equal(arrays["mask"], expected[plan[index].box.slices])
+
+
+def test_for_a_predictor_that_decides_by_itself_all_readers_are_kept_busy():
+    _, image, plan = image_and_plan(batch=1)
+    predictor = Elsewhere()
+    go(image, plan, Memory(plan), predictor)
+    assert predictor.ahead[0] == 2 * READERS - 1
 
 
 def test_a_block_for_whose_tiles_there_is_no_room_fails_alone():
@@ -243,7 +255,7 @@ def test_reading_keeps_only_a_bounded_number_of_tiles_ahead():
         def __call__(self, batch):
             time.sleep(0.002)
             computed[0] += len(batch)
-            assert reads[0] - computed[0] <= AHEAD * plan.batch + READERS
+            assert reads[0] - computed[0] <= (AHEAD - 1) * plan.batch
             return super().__call__(batch)
 
     report = go(image, plan, Memory(plan), Slow())
@@ -254,7 +266,13 @@ def test_reading_keeps_only_a_bounded_number_of_tiles_ahead():
 def test_progress_adds_up_to_the_pixels_of_the_image():
     pixels, image, plan = image_and_plan()
     steps = []
-    go(image, plan, Memory(plan), progress=steps.append)
+
+    class Prompt(BoxSum):
+        def __call__(self, batch):
+            assert len(steps) == len(self.batches), "the last batch is done before the next one begins"
+            return super().__call__(batch)
+
+    assert not go(image, plan, Memory(plan), Prompt(), progress=steps.append).failures
     assert sum(steps) == pixels.size
     assert len(steps) > len(plan)
 
@@ -281,6 +299,8 @@ def test_the_report_tells_slow_reading_from_slow_writing(monkeypatch):
     monkeypatch.setattr("tilenet.prefetch.perf_counter", clock.read)
     image.read = clock.pass_before(2, image.read)
     sink.write = clock.pass_before(1, sink.write)
+    started = time.perf_counter()
     report = go(image, plan, sink)
     assert (report.read, report.written) == (2 * plan.n_tiles, len(plan))
-    assert 0 < report.waited + report.computed < report.seconds
+    assert min(report.waited, report.computed) > 0
+    assert report.waited + report.computed < report.seconds < time.perf_counter() - started
