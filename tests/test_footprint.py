@@ -1,6 +1,8 @@
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from oracles import is_legal, lost
@@ -57,9 +59,23 @@ def test_every_length_to_600_is_legal_just_where_no_window_is_cut_and_gives_the_
                 assert shape[2] == found.output_length(length)
 
 
-def test_an_illegal_length_is_refused_with_its_neighbours():
-    with pytest.raises(SettingsError, match="571 is not legal; nearest: 556, 572"):
-        axis(depth=5).output_length(571)
+@pytest.mark.parametrize(("length", "nearest"), [(571, "556, 572"), (200, "188, 204"), (20, "188")])
+def test_an_illegal_length_is_refused_with_its_neighbours(length, nearest):
+    with pytest.raises(SettingsError, match=rf"{length} is not legal; nearest: {nearest} \(every 16 from 188\)"):
+        axis(depth=5).output_length(length)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_the_shortest_legal_length_is_found_by_counting_up_to_it(step):
+    found = AxisFootprint(step, lost=2, spoiled=(3, 5), smallest=7)
+    assert found.margin == 2 + 5
+    for length in range(30):
+        assert found.legal_at_least(length) == next(n for n in range(length, 40) if n in range(7, 40, step))
+
+
+def test_numbers_of_other_types_come_back_from_a_record_as_they_went():
+    found = AxisFootprint(np.int64(4), np.int64(2), [np.int64(3), 5], np.int64(8))
+    assert AxisFootprint(**json.loads(json.dumps(asdict(found)))) == found == AxisFootprint(4, 2, (3, 5), 8)
 
 
 def test_anisotropic_pooling_has_a_footprint_of_its_own_per_axis():
