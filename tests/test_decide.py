@@ -30,6 +30,7 @@ def test_a_sigmoid_is_cut_at_its_threshold():
     for threshold in (0.2, 0.5, 0.9):
         mask = Decision("sigmoid", (1,), threshold)(logits)["mask"]
         assert np.array_equal(mask, probability > threshold)
+    assert Decision("sigmoid", (1,))(np.zeros((1, 3)))["mask"].tolist() == [0, 0, 0], "0.5 is not above 0.5"
 
 
 def test_probabilities_sum_to_one_and_do_not_overflow():

@@ -12,7 +12,7 @@ from tilenet.footprint import Footprint
 from tilenet.prefetch import AHEAD
 from tilenet.readers import open_image
 from tilenet.readers.image import READERS
-from tilenet.runner import BEHIND, run
+from tilenet.runner import BEHIND, Report, run
 from tilenet.sizes import plan_tiles
 
 REACH = 2
@@ -275,6 +275,12 @@ def test_progress_adds_up_to_the_pixels_of_the_image():
     assert not go(image, plan, Memory(plan), Prompt(), progress=steps.append).failures
     assert sum(steps) == pixels.size
     assert len(steps) > len(plan)
+
+
+def test_a_report_takes_the_numbers_of_another_but_not_its_failures():
+    report = Report(blocks=1, read=2.0, failures={3: "dark"})
+    report.add(Report(blocks=2, read=0.5, failures={4: "torn"}))
+    assert report == Report(blocks=3, read=2.5, failures={3: "dark"})
 
 
 class Clock(threading.local):
