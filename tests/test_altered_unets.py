@@ -83,6 +83,9 @@ class Renamed(tilenet.UNet):
 def test_a_class_that_adds_nothing_is_a_unet_as_built_and_one_with_another_forward_is_not():
     assert is_as_built(Renamed(depth=2, wf=2)) and not is_as_built(nn.Conv2d(1, 2, 3))
     changed = tilenet.UNet(depth=2, wf=2)
+    changed.pool_size = (2.0, 2.0)
+    assert not is_as_built(changed), "although it was compared with (2, 2) before, which is equal"
+    changed = tilenet.UNet(depth=2, wf=2)
     changed.down_path[0].forward = lambda x: x
     assert not is_as_built(changed)
     assert not is_as_built(type("Squared", (tilenet.UNet,), {"forward": lambda self, x: x})(depth=2, wf=2))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from numbers import Integral
 from typing import Any, Literal, cast, get_args
 
@@ -252,12 +252,19 @@ def is_as_built(model: object, but: str | None = None) -> bool:
     """Return whether a model is a `UNet` without a changed or hooked layer; those that match `but` may be changed."""
     if not isinstance(model, UNet) or any(getattr(type(model), name) is not getattr(UNet, name) for name in OWN):
         return False
+    options = model.options
     try:
-        with torch.device("meta"):
-            built = UNet(**model.options)  # type: ignore[arg-type]
+        built = _layers_as_built(but, *options.pop("pool_size"), **options)  # type: ignore[misc]
     except Exception:  # an option was overwritten with a value of which no network can be built
         return False
-    return _layers(model, but) == _layers(built, but)
+    return _layers(model, but) == built
+
+
+# It takes longer to build a network than to walk it, and a run asks several times about one. By type, as 2.0 is no 2.
+@lru_cache(maxsize=16, typed=True)
+def _layers_as_built(but: str | None, *pool_size: int, **options: Any) -> list[tuple[object, ...]]:
+    with torch.device("meta"):
+        return _layers(UNet(**options, pool_size=pool_size), but)
 
 
 def _layers(network: UNet, but: str | None) -> list[tuple[object, ...]]:
