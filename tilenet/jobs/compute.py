@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,23 +73,10 @@ def finish(store: Store, *, progress: Progress | None = None, make_shards: Shard
         store.finish()
 
 
-class Sink(Protocol):
-    """Where blocks go: a `Store`, or arrays in memory."""
-
-    def pending(self, *, among: range | None = None) -> Iterable[int]:
-        """Return the indices of the blocks, all or in a range, that are still to be written."""
-
-    def write(self, index: int, arrays: Arrays) -> object:
-        """Store the arrays of one whole block; called once per block, from one thread."""
-
-    def write_background(self, index: int) -> object:
-        """Mark one whole block as background, without pixels."""
-
-
 def run_job(
     job: Job,
     scaling: Scaling,
-    sink: Sink,
+    sink: Store | ArraySink,
     *,
     tissue: TissueMap | None,
     progress: Progress | None = None,
@@ -108,7 +95,7 @@ def run_job(
     return report
 
 
-def skip_background(job: Job, sink: Sink, tissue: TissueMap | None, *, among: range | None = None) -> int:
+def skip_background(job: Job, sink: Store | ArraySink, tissue: TissueMap | None, *, among: range | None = None) -> int:
     """Write the pending blocks without tissue as background, reading no pixels; return their number."""
     if tissue is None:
         return 0
@@ -209,7 +196,7 @@ def _to_arrays(job: Job, scaling: Scaling, progress: Progress | None, report: Re
 
 
 class ArraySink:
-    """A sink that copies blocks into arrays in memory."""
+    """Copies blocks into arrays in memory; has the methods of a `Store` that a run calls."""
 
     def __init__(self, job: Job) -> None:
         self._plan, self.arrays = job.plan, Arrays()

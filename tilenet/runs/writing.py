@@ -30,35 +30,42 @@ def write_mask(
 ) -> tuple[Mask | TiffMask | None, Report]:
     """Write a mask in the way that the options ask for; return it, or None if shares are pending, and what was done."""
     target = request.target
-    tiff = target is None and is_tiff(out)  # labels are a folder, whatever their name
-    place = store_beside(out) if tiff else out  # a TIFF is written when the mask is whole
     protect_input(out, request.image, inside=target is not None)
     if target is None:
         check_name(out)
-    if tiff:
-        request = replace(request, facts={FOR_TIFF: out.name})
-        protect_input(place, request.image)
-        check_tiff(out, request.options.output, resume=resume, overwrite=overwrite)
-        begun = can_resume(place) or in_making(place, target)
-        if resume and out.exists() and not begun:
-            return same_tiff(out, request), Report()
-    if shard is not None:
-        done = _fill_share(place, request, shard, progress)
-        # A mask beside which objects are still being found is an old one, which a run is about to replace.
-        if not is_complete(place) or in_making(place, target):
-            return None, done
+    how: dict[str, Any] = {"client": client, "progress": progress, "resume": resume, "overwrite": overwrite}
+    if target is None and is_tiff(out):  # labels are a folder, whatever their name
+        return _write_tiff(out, request, **how)
+    if shard is None:
+        done = _fill_whole(out, request, **how)
     else:
-        # What was begun with objects goes on with them: whoever resumes it may leave the option out.
-        with_objects = request.options.output == "objects" or (resume and was_begun(place, target))
-        if not with_objects:
-            refuse_begun(place, target, overwrite=overwrite)
-        fill = store_objects if with_objects else fill_output
-        done = fill(place, request, resume=resume, overwrite=overwrite, client=client, progress=progress)
-    if tiff:
-        return deliver(place, out), done
+        done = _fill_share(out, request, shard, progress)
+        # A mask beside which objects are still being found is an old one, which a run is about to replace.
+        if not is_complete(out) or in_making(out, target):
+            return None, done
     if is_tiff(out.with_suffix("")):
         keep_store(out)
     return open_mask(out), done
+
+
+def _write_tiff(out: Path, request: Request, *, resume: bool, overwrite: bool, **how: Any) -> tuple[TiffMask, Report]:
+    """Make the mask in a store beside `out`, and a TIFF of it when it is whole; no shares do this."""
+    place = store_beside(out)
+    protect_input(place, request.image)
+    check_tiff(out, request.options.output, resume=resume, overwrite=overwrite)
+    if resume and out.exists() and not (can_resume(place) or in_making(place, None)):
+        return same_tiff(out, request), Report()
+    named = replace(request, facts={FOR_TIFF: out.name})
+    done = _fill_whole(place, named, resume=resume, overwrite=overwrite, **how)
+    return deliver(place, out), done
+
+
+def _fill_whole(out: Path, request: Request, *, resume: bool, overwrite: bool, **how: Any) -> Report:
+    # What was begun with objects goes on with them: whoever resumes it may leave the option out.
+    if request.options.output == "objects" or (resume and was_begun(out, request.target)):
+        return store_objects(out, request, resume=resume, overwrite=overwrite, **how)
+    refuse_begun(out, request.target, overwrite=overwrite)
+    return fill_output(out, request, resume=resume, overwrite=overwrite, **how)
 
 
 def _fill_share(out: Path, request: Request, shard: Share, progress: Progress | None) -> Report:
