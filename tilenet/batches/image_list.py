@@ -184,8 +184,11 @@ def _read_csv(path: Path, plain: BatchItem) -> Iterator[BatchItem]:
             said["tissue"] = _relative_to(path, said["tissue"])
         within = tuple(read_regions(_relative_to(path, said.pop("within")))) if "within" in said else ()
         positive = said.pop("positive", plain.positive)
-        _check_rule(positive, where)
-        options = _options(said, where, plain.options)
+        try:
+            Intensities(positive=positive)
+            options = replace(plain.options, **_parsed(said))
+        except SettingsError as error:
+            raise SettingsError(f"{where}: {error}") from error
         yield replace(item, name=name, model=model, within=within, positive=positive, options=options)
 
 
@@ -224,33 +227,23 @@ def _check_decimal_mark(size: str, mark: str, where: str) -> None:
         raise SettingsError(f"{where}: pixel_size {size!r} may be one number or two. Write points: 1.5, or 1.0,5.0")
 
 
-def _check_rule(positive: str | None, where: str) -> None:
-    try:
-        Intensities(positive=positive)
-    except SettingsError as error:
-        raise SettingsError(f"{where}: {error}") from error
-
-
 def _check_name(name: str, where: str, remedy: str) -> None:
     if not name or Path(name).name != name or name.startswith("."):
         raise SettingsError(f"{where}: {name!r} is not a valid, visible file name. {remedy}")
 
 
-def _options(said: Mapping[str, str], where: str, plain: Options) -> Options:
+def _parsed(said: Mapping[str, str]) -> dict[str, Any]:
     options = {}
     for column, text in said.items():
         try:
             options[column] = COLUMNS[column](text)
-        except SettingsError as error:
-            raise SettingsError(f"{where}: {error}") from error
+        except SettingsError:
+            raise
         except ValueError as error:
             comma = COLUMNS[column] is float and re.fullmatch(r"\d*,\d+", text)
             remedy = f"Write {text.replace(',', '.')}, with a point" if comma else "See tilenet segment --help"
-            raise SettingsError(f"{where}: {column} cannot be {text!r}. {remedy}") from error
-    try:
-        return replace(plain, **options)
-    except SettingsError as error:
-        raise SettingsError(f"{where}: {error}") from error
+            raise SettingsError(f"{column} cannot be {text!r}. {remedy}") from error
+    return options
 
 
 def _text(path: Path) -> str:

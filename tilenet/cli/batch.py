@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.cluster import cluster_of, cluster_options
-from tilenet.cli.options import JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
+from tilenet.cli.options import FILE, JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
 from tilenet.cli.output import remarks, say, show
 from tilenet.errors import BlocksFailed
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
+@click.option("--out", "-o", required=True, type=FILE, help="The folder of the masks.")
 @image_options
 @cluster_options
 @click.option("--shard", type=SHARE, help="Do only share I of N, every N-th image from the I-th, as a job of an array.")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
-from tilenet.cli.options import with_options
+from tilenet.cli.options import FILE, with_options
 from tilenet.errors import SettingsError
 
-FILE = click.Path(path_type=Path)
 WAYS = ("workers", "scheduler", "cluster")
 TLS = ("tls_ca_file", "tls_cert", "tls_key")
 

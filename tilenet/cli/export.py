@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from tilenet.cli.amounts import polygons_said, table_said
-from tilenet.cli.options import JSON, QUIET, Parsed
+from tilenet.cli.options import FILE, JSON, MICROMETRES, QUIET
 from tilenet.cli.output import progress_bar, remarks, show
 from tilenet.errors import SettingsError
 from tilenet.geometry import sides_text
@@ -17,7 +17,6 @@ from tilenet.geometry import sides_text
 if TYPE_CHECKING:
     from tilenet.export.totals import Measured, Outlined
 
-FILE = click.Path(path_type=Path)
 # Options of polygons and tables that a TIFF does not have.
 IDLE_IN_TIFF = ("pixel_size", "min_area", "positive", "shapes", "intensities", "stains")
 
@@ -36,7 +35,7 @@ IDLE_IN_TIFF = ("pixel_size", "min_area", "positive", "shapes", "intensities", "
 @click.option("--counts", type=FILE, help="With --csv: a table of the counts and densities, of each region too.")
 @click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
+    type=MICROMETRES,
     help="Micrometres per pixel of the image at level 0, where the mask has none.",
 )
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, 80px of the mask; 20um3 of volumes.")

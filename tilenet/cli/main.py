@@ -20,7 +20,7 @@ import click
 
 import tilenet
 from tilenet.cli import batch, export, pictures, plan, segment, training, tuning
-from tilenet.cli.options import AXES, JSON, NUMBERS, PIXEL_SIZE, QUIET, Finite
+from tilenet.cli.options import AXES, FILE, JSON, NUMBERS, PIXEL_SIZE, QUIET, Finite
 from tilenet.cli.output import plain, print_nothing_more, progress_bar, reader_has_gone, remarks, say, show, tell
 from tilenet.errors import TilenetError, first_line, refuse_windows
 from tilenet.interrupts import Interrupted, interruptible
@@ -82,7 +82,7 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FILE)
 @click.option("--image", help="The image, if it is no longer where it was.")
 @click.option("--model", "-m", help="The model, if it is no longer where it was.")
 @click.option("--windows", type=click.IntRange(0), default=8, show_default=True, help="Windows to recompute.")
@@ -113,7 +113,7 @@ def verify(
 
 @click.command()
 @click.argument("weights")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="A .safetensors file.")
+@click.option("--out", "-o", required=True, type=FILE, help="A .safetensors file.")
 @click.option("--padding/--no-padding", default=None, help="Whether the network pads its convolutions with zeros.")
 @click.option("--pooling", type=click.Choice(["max", "avg"]), help="[default: max]")
 @click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: none]")
@@ -132,7 +132,7 @@ def convert(weights: str, out: Path, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FILE)
 def sample(out: Path) -> None:
     """Write a slide to try tilenet on.
 

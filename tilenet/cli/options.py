@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import reduce
 from importlib import import_module
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import click
@@ -42,8 +43,10 @@ class FiniteRange(Finite, click.FloatRange):
     """Such a number between limits."""
 
 
+FILE = click.Path(path_type=Path)
 PART = Parsed("Y0:Y1,X0:X1", "region", "parse_roi")
 NUMBERS = Parsed("N,N,...", "jobs.options", "parse_integers")
+MICROMETRES = Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size")
 SHARE = Parsed("I/N", "runs.shares", "parse_share")
 
 
@@ -61,7 +64,7 @@ AXES = click.option(
 )
 PIXEL_SIZE = click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
+    type=MICROMETRES,
     help="Micrometres per pixel at level 0, where the file does not say, or in place of what it says.",
 )
 CHANNELS = click.option(

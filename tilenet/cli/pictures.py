@@ -7,28 +7,22 @@ from typing import Any
 
 import click
 
-from tilenet.cli.options import JSON, NUMBERS, PART
+from tilenet.cli.options import FILE, JSON, NUMBERS, PART
 from tilenet.cli.output import remarks, show
 
 
 @click.command()
 @click.argument("image")
-@click.argument("mask", type=click.Path(path_type=Path))
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path), help="The picture: .png, .jpg, .tif or .webp."
-)
+@click.argument("mask", type=FILE)
+@click.option("--out", "-o", required=True, type=FILE, help="The picture: .png, .jpg, .tif or .webp.")
 @click.option("--roi", type=PART, help="The part to draw, as for segment.  [default: all of the mask]")
 @click.option("--plane", type=NUMBERS, help="Of a stack: Z, or T,Z of a series of stacks.  [default: the middle]")
 @click.option(
     "--table",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Draw only the objects in this table of export --csv, and if it says which are positive, those in red.",
 )
-@click.option(
-    "--within",
-    type=click.Path(path_type=Path),
-    help="Draw the regions of this GeoJSON file too, such as QuPath's annotations.",
-)
+@click.option("--within", type=FILE, help="Draw the regions of this GeoJSON file too, such as QuPath's annotations.")
 @click.option("--tissue", is_flag=True, help="Draw the tissue map, and darken what was skipped.")
 @click.option("--fill", is_flag=True, help="Tint objects rather than outline them.")
 @click.option("--max-side", type=click.IntRange(1), default=2048, show_default=True, help="Longest side in px.")

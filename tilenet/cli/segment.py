@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.cluster import cluster_of, cluster_options, refuse_with_shard
-from tilenet.cli.options import JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
+from tilenet.cli.options import FILE, JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
 from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show
 from tilenet.errors import SettingsError
 from tilenet.geometry import sides_text
@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("image")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="The mask: OME-Zarr, or a TIFF by its ending.")
-@click.option(
-    "--into",
-    type=click.Path(path_type=Path),
-    help="Instead of --out: an OME-Zarr image to write the labels into.",
-)
+@click.option("--out", "-o", type=FILE, help="The mask: OME-Zarr, or a TIFF by its ending.")
+@click.option("--into", type=FILE, help="Instead of --out: an OME-Zarr image to write the labels into.")
 @click.option("--name", help="Name of the labels, with --into.  [default: the model's]")
 @image_options
 @cluster_options
@@ -137,7 +133,7 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FILE)
 @JSON
 @QUIET
 def finish(out: Path, as_json: bool, quiet: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import CHANNELS, JSON, NUMBERS, QUIET, Finite, Parsed, with_options
+from tilenet.cli.options import CHANNELS, FILE, JSON, MICROMETRES, NUMBERS, QUIET, Finite, Parsed, with_options
 from tilenet.cli.output import remarks, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
@@ -113,8 +113,8 @@ recipe_options = with_options(
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The model: a .safetensors file.")
+@click.argument("data", type=FILE)
+@click.option("--out", "-o", required=True, type=FILE, help="The model: a .safetensors file.")
 @click.option("--start", help="A model whose weights to start from.")
 @click.option(
     "--axes",
@@ -166,8 +166,8 @@ def train(
 
 
 @click.command()
-@click.argument("prediction", type=click.Path(path_type=Path))
-@click.argument("truth", type=click.Path(path_type=Path))
+@click.argument("prediction", type=FILE)
+@click.argument("truth", type=FILE)
 @click.option("--classes", is_flag=True, help="The labels are classes, not objects.")
 @click.option(
     "--axes",
@@ -175,7 +175,7 @@ def train(
 )
 @click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
+    type=MICROMETRES,
     help="Micrometres per pixel, for masks that are split into objects, where the files do not say.",
 )
 @JSON
