@@ -64,7 +64,7 @@ def _mask(file: str) -> dict[str, Any] | None:
 
 def _unfinished(file: str) -> dict[str, Any] | None:
     from tilenet.masks.label_target import LABELS, open_target
-    from tilenet.masks.tiff_mask import is_tiff, store_beside
+    from tilenet.masks.tiff_store import is_tiff, store_beside
     from tilenet.runs.object_outputs import DEPTHS, making_of
     from tilenet.runs.object_shares import how_far
     from tilenet.runs.shares import how_to_go_on, written_of

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import OutputExists, SettingsError
 from tilenet.geometry import mirror
-from tilenet.masks.tiff_mask import is_tiff
+from tilenet.masks.tiff_store import is_tiff
 from tilenet.store.destination import put_whole
 
 SIDE, LEVELS, FILE_TILE = 4096, 4, 256

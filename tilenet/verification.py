@@ -23,7 +23,8 @@ from tilenet.jobs.job import Job
 from tilenet.jobs.mismatch import Difference
 from tilenet.jobs.request import Request
 from tilenet.masks.provenance import check_image, how_to_name_image
-from tilenet.masks.tiff_mask import is_tiff, open_mask, open_tiff_mask
+from tilenet.masks.tiff_mask import open_mask, open_tiff_mask
+from tilenet.masks.tiff_store import is_tiff
 from tilenet.models.saved import packaged_models
 from tilenet.plan import Plan, tile_of
 from tilenet.readers.planes import LITTER

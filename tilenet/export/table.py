@@ -30,7 +30,8 @@ from tilenet.export.tally import Tally
 from tilenet.export.totals import Measured, sizes_of
 from tilenet.export.totals_table import check_counts_place, write_counts
 from tilenet.masks.protected import refuse_protected
-from tilenet.masks.tiff_mask import name_of, open_mask
+from tilenet.masks.tiff_mask import open_mask
+from tilenet.masks.tiff_store import name_of
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
 

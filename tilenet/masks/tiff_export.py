@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tilenet.address import check_local
 from tilenet.arguments import known_options
 from tilenet.errors import BlocksFailed, SettingsError
-from tilenet.masks.tiff_mask import TILE, TiffMask, check_tiff_place, is_for_tiff, is_tiff, open_tiff_mask, tile_boxes
+from tilenet.masks.tiff_mask import TILE, TiffMask, check_tiff_place, open_tiff_mask, tile_boxes
+from tilenet.masks.tiff_store import is_for_tiff, is_tiff
 from tilenet.store import Layout, Mask, open_mask
 from tilenet.store.destination import discard, holding, put_whole
 from tilenet.store.metadata import FORMAT

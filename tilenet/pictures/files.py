@@ -7,7 +7,7 @@ from typing import Any
 
 from tilenet.errors import SettingsError
 from tilenet.masks.protected import check_file_place
-from tilenet.masks.tiff_mask import name_of
+from tilenet.masks.tiff_store import name_of
 from tilenet.pictures.drawing import Picture
 from tilenet.store.destination import put_whole
 

@@ -14,7 +14,8 @@ from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LabelTarget, open_target
 from tilenet.masks.protected import paths_of, refuse_protected
-from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, is_for_tiff, is_tiff, open_tiff_mask, store_beside
+from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, open_tiff_mask
+from tilenet.masks.tiff_store import is_for_tiff, is_tiff, store_beside
 from tilenet.models.named import name_of
 from tilenet.readers.formats import SLIDE_NAMES
 from tilenet.runner import Report

@@ -23,7 +23,8 @@ from tilenet.jobs.compute import Progress, fill_pending, finish, raise_if_failed
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LabelTarget
-from tilenet.masks.tiff_mask import is_tiff, open_tiff_mask
+from tilenet.masks.tiff_mask import open_tiff_mask
+from tilenet.masks.tiff_store import is_tiff
 from tilenet.runner import Report
 from tilenet.runs.outputs import create_store
 from tilenet.store import Share, Store, can_resume, check_free, refuse_shares

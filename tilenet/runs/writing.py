@@ -9,7 +9,8 @@ from typing import Any
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_export import deliver
-from tilenet.masks.tiff_mask import FOR_TIFF, TiffMask, is_tiff, keep_store, store_beside
+from tilenet.masks.tiff_mask import TiffMask
+from tilenet.masks.tiff_store import FOR_TIFF, is_tiff, keep_store, store_beside
 from tilenet.runner import Report
 from tilenet.runs import object_shares, shares
 from tilenet.runs.numbering import store_objects
