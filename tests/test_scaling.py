@@ -1,5 +1,7 @@
 """Percentiles that are counted, against NumPy's; and pixels that float32 cannot hold."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
@@ -16,7 +18,7 @@ from tilenet.footprint import Footprint
 from tilenet.jobs.options import Options
 from tilenet.jobs.setup import make_job
 from tilenet.readers import open_image
-from tilenet.scaling import COUNTED, grid_of_windows, of_percentiles, percentiles, sample_pixels
+from tilenet.scaling import COUNTED, Scaling, grid_of_windows, of_percentiles, percentiles, sample_pixels
 
 PERCENTS = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
 POINT = Footprint.same(2, reach=0)
@@ -147,13 +149,30 @@ def test_a_divisor_of_which_no_finite_pixels_come_is_refused_before_the_run(tmp_
     [
         ({"method": "percentile", "low": 99, "high": 1}, "percentiles 99 and 1: give two from 0 to 100"),
         ({"method": "percentile", "low": 1}, "cannot be used .KeyError: 'high'"),
+        ({"method": "percentile", "low": -1, "high": 99}, "percentiles -1 and 99: give two from 0 to 100"),
+        ({"method": "percentile", "low": 1, "high": 101}, "percentiles 1 and 101: give two from 0 to 100"),
+        ({"method": "percentile", "low": 9, "high": 9}, "percentiles 9 and 9: give two from 0 to 100"),
         ({"method": "linear", "divide": 0}, "cannot divide by 0"),
+        ({"method": "linear", "clip": [3, 3]}, "cannot be used .ValueError: it would be"),
+        ({"method": "linear", "subtract": float("inf")}, "cannot be used .ValueError: it would be"),
+        ({"method": "linear", "divide": [1, 2]}, "it has numbers for other than 1 channels"),
+        ({"method": "linear", "gain": 2}, "it knows no gain"),
         ({"method": "sqrt"}, "method 'sqrt' is none of"),
     ],
 )
 def test_a_rule_that_suits_no_pixels_is_refused_when_a_run_is_planned(rule, said):
     with pytest.raises(TilenetError, match=said):
         make_job(np.ones((20, 30)), Bright(), Options(scaling=rule))
+
+
+@pytest.mark.parametrize("clip", [None, (-1.0, 5.0)])
+@pytest.mark.parametrize("shape", [(2, 7), (2, 3, 4)])
+def test_each_channel_is_scaled_by_its_own_numbers_and_these_come_back_from_a_record(shape, clip):
+    pixels = np.random.default_rng(0).integers(0, 30, shape).astype(np.uint8)
+    recorded = json.loads(json.dumps(Scaling((0.0, 3.0), (1.0, 2.0), clip).to_json()))
+    low, high = clip or (-np.inf, np.inf)
+    expected = np.clip(np.stack([pixels[0], (pixels[1] - 3.0) / 2]), low, high)
+    assert np.array_equal(Scaling.from_json(recorded).apply(pixels), expected)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "float64"])

@@ -116,6 +116,7 @@ SPELLINGS = {
     "outside the grid": lambda line: line.replace(b'"block":1', b'"block":999').replace(b"c/0/1", b"c/333/0"),
     "size -1": lambda line: line.replace(b"[5,", b"[-1,"),
     "size 0": lambda line: line.replace(b"[5,", b"[0,"),
+    "a size that no file can have": lambda line: line.replace(b"[5,", b"[%d," % 2**63),
     "a size of 30 digits": lambda line: line.replace(b"[5,", b"[" + b"5" * 30 + b","),
     "another level": lambda line: line.replace(b'"level":0', b'"level":1'),
     "no such level": lambda line: line.replace(b'"level":0', b'"level":7'),
