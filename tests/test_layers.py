@@ -30,6 +30,7 @@ LAYERS = layers()
 PURE = {
     "address",
     "bands",
+    "byte_counts",
     "errors",
     "geometry",
     "interrupts",

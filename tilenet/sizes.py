@@ -6,10 +6,8 @@ on every machine, so that all workers and all resumed runs agree on it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from itertools import product
 from math import prod
 from operator import index
@@ -17,14 +15,13 @@ from typing import Any
 
 from tilenet.arguments import known_options
 from tilenet.bands import Demand
+from tilenet.byte_counts import gigabytes, memory_option, parse_bytes
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div, round_down, round_up, sides_text
 from tilenet.plan import Plan, read_along, tile_of
 
 DEFAULT_MEMORY = 4_000_000_000
-# Fewer bytes are a number whose unit is missing.
-LEAST_MEMORY = 1_000_000
 # The fraction (numerator, denominator) of the memory that activations may fill. The rest holds the interpreter, the
 # tiles read ahead and the blocks being written.
 ACTIVATIONS = (3, 4)
@@ -37,10 +34,6 @@ LARGEST_TILE = 2**32
 # Largest default side of a tile. With 4096 px, a network of depth 5 would compute 3 % less, in four times the memory.
 TILE_SIDES = {1: 2**22, 2: 2048, 3: 256}
 ENOUGH_BLOCKS = 16
-# Powers of a thousand; of 1024 if an "i" follows, as in 4GiB.
-POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-# Fewer bytes than the first are shown in MB; as many as the second and more, in TB.
-SMALL, LARGE = 10**8, 10**12
 # Most pixels of a block of several planes. Planes share a block because a file per plane could mean millions of files.
 STACKED_PIXELS = 2**22
 # Most input pixels of a default batch; larger batches are no faster.
@@ -135,42 +128,6 @@ def _check_shape(shape: tuple[int, ...], footprint: Footprint, origin: tuple[int
         raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
     if len(origin) not in (0, len(shape)):
         raise SettingsError(f"origin {origin} needs {len(shape)} numbers, one per axis of the image")
-
-
-def parse_bytes(text: str) -> int:
-    """Parse a number of bytes with a unit.
-
-    >>> parse_bytes("4GB"), parse_bytes("500 mb"), parse_bytes("4GiB")
-    (4000000000, 500000000, 4294967296)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text, re.IGNORECASE)
-    if not found:
-        raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
-    count = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
-    if count < LEAST_MEMORY:
-        unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
-        raise SettingsError(f"{text!r} is {count} bytes. {unit}")
-    return count
-
-
-def gigabytes(count: int) -> str:
-    """Return a number of bytes as text, in GB, in MB if it is small, or in TB if it is large.
-
-    >>> gigabytes(850_000_000), gigabytes(2_700_000), gigabytes(66_664_960_000_000)
-    ('0.85 GB', '2.7 MB', '66.66 TB')
-    """
-    if count < SMALL:
-        return f"{count / 1e6:.1f} MB"
-    return f"{count / 1e9:.2f} GB" if count < LARGE else f"{count / 1e12:.2f} TB"
-
-
-def memory_option(count: int) -> str:
-    """Return at least so many bytes as ``--memory`` takes them.
-
-    >>> memory_option(652_000_001), memory_option(2_800_001)
-    ('653MB', '3MB')
-    """
-    return f"{ceil_div(count, 10**6)}MB"
 
 
 def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...] | None) -> tuple[int, ...]:

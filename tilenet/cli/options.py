@@ -104,7 +104,9 @@ image_options = with_options(
         help="Side in px of what a tile writes, or one per axis.  [default: chosen by cost and memory]",
     ),
     click.option("--batch", type=int, help="Most tiles per forward pass."),
-    click.option("--memory", type=Parsed("BYTES", "sizes", "parse_bytes"), help="Memory for the run.  [default: 4GB]"),
+    click.option(
+        "--memory", type=Parsed("BYTES", "byte_counts", "parse_bytes"), help="Memory for the run.  [default: 4GB]"
+    ),
     click.option(
         "--threads",
         type=click.IntRange(1),

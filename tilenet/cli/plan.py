@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.address import shown, without_name
+from tilenet.byte_counts import gigabytes
 from tilenet.cli.options import JSON, image_options, objects_options
 from tilenet.cli.output import remarks, say, show
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
 from tilenet.geometry import Box, sides_text
-from tilenet.sizes import gigabytes
 
 if TYPE_CHECKING:
     from tilenet.batches.image_list import BatchItem

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tilenet.byte_counts import gigabytes
 from tilenet.cli.options import JSON, FiniteRange, image_options
 from tilenet.cli.output import remarks, show, time_text
 from tilenet.geometry import sides_text
-from tilenet.sizes import gigabytes
 
 if TYPE_CHECKING:
     from tilenet.tuning import Setting, Tuning

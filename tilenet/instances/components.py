@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
 
+from tilenet.byte_counts import gigabytes, memory_option
 from tilenet.decide import ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, sides_text
 from tilenet.instances.separation import REACH, Indices, Labels, first_indices, separate
-from tilenet.sizes import gigabytes, memory_option
 
 # How far beyond a part to read at first, in pixels, by number of axes: more than most objects are wide. Components that
 # reach further are separated one by one, each in a window of its own.

@@ -12,13 +12,14 @@ from operator import index
 from typing import Any, Literal, TypedDict, get_args
 
 from tilenet.arguments import plain
+from tilenet.byte_counts import LEAST_MEMORY, parse_bytes
 from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
 from tilenet.readers.calibrated import parse_pixel_size
 from tilenet.readers.guards import Missing
 from tilenet.region import Roi
 from tilenet.resolution import refuse_both
-from tilenet.sizes import LEAST_MEMORY, parse_bytes, whole_number
+from tilenet.sizes import whole_number
 
 # More threads than any processor has.
 MOST_THREADS = 4096

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tilenet import machine
 from tilenet.bands import Demand
+from tilenet.byte_counts import gigabytes, memory_option
 from tilenet.card import ModelCard, parse_scaling
 from tilenet.decide import Decision
 from tilenet.errors import ModelError, SettingsError, closed_on_error
@@ -32,7 +33,7 @@ from tilenet.readers.resampled import in_plane
 from tilenet.region import find_roi
 from tilenet.resolution import FINEST, Resolution
 from tilenet.scaling import check_rule
-from tilenet.sizes import gigabytes, memory_option, plan_tiles
+from tilenet.sizes import plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
 from tilenet.tissue import detection
 from tilenet.tissue.detection import Search
