@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +102,22 @@ def test_polygons_replace_no_file_of_somebody_else_and_no_regions_of_the_batch(s
         (result,) = tilenet.batch(tmp_path / f"{listed}.csv", masks, table=True, **POLYGONS)
         assert result.status == "failed" and f"a.geojson: {said}" in result.error
     assert drawn.read_bytes() == ours and not (masks / "a.zarr").exists()
+
+
+def test_what_a_killed_batch_left_beside_whole_files_is_removed_by_the_next(slides, tmp_path):
+    masks, how = tmp_path / "masks", POLYGONS | {"table": True, "overview": True}
+    tilenet.batch(slides[0], masks, **how)
+    whole = {path: path.stat().st_mtime_ns for path in masks.iterdir()}
+    makes = "import sys; from pathlib import Path; from tilenet.store.destination import temporary_place as place; "
+    makes += "[place(Path(name)).mkdir() for name in sys.argv[1:]]"
+    names = [masks / name for name in ("a.csv", "a.geojson", "a.overview.png", "summary.csv", "summary.json")]
+    subprocess.run([sys.executable, "-c", makes, *names], check=True)
+    mine = masks / ".a.csv.mine"
+    mine.mkdir()
+    assert len({*masks.iterdir()} - {*whole}) == len(names) + 1
+    tilenet.batch(slides[0], masks, **how)
+    assert {*masks.iterdir()} == {*whole, mine}
+    assert all((masks / name).stat().st_mtime_ns == whole[masks / name] for name in names[:3])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from tilenet.pictures.files import check_picture_place, overview_beside, rule_of
 from tilenet.pictures.overlays import overlay
 from tilenet.predict.predictors import footprint_of
 from tilenet.readers import open_image
+from tilenet.store.destination import sweep
+from tilenet.store.file_system import faults_named
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class SideFiles:
                 pixels_of_area(self.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
     def make(self, item: BatchItem, mask: Path) -> None:
-        """Make the files that are missing or older than the mask."""
+        """Make the files that are missing or older than the mask; remove what killed runs left beside them."""
         polygons = self._polygons_to_make(item, mask) if self.polygons else None
         how: dict[str, Any] = {"image": item.image, "overwrite": True}
         if self.table and self._lacks_table(item, mask):
@@ -120,6 +122,14 @@ class SideFiles:
             write_polygons(mask, polygons, intensities=bright, shapes=columns.shapes, **how)
         if self.overview:
             self._draw(item, mask)
+        wanted = zip(
+            (self.table, self.polygons, self.overview),
+            (table_beside(mask), polygons_beside(mask), overview_beside(mask)),
+            strict=True,
+        )
+        for path in (path for is_wanted, path in wanted if is_wanted):
+            with faults_named(path):
+                sweep(path)  # a file that is whole is not written again, which would do so
 
     def _lacks_table(self, item: BatchItem, mask: Path) -> bool:
         table = table_beside(mask)
