@@ -98,7 +98,7 @@ def test_it_is_said_more_and_more_rarely_that_no_worker_comes_and_anew_that_none
     cluster = Cluster(workers=1, answers=answers)
     cluster.nthreads = nthreads
     list(work_off(cluster, [output]))
-    yet, left = "no worker yet, for {} min: 12 blocks wait", "no worker any more, for 1 min: 1 blocks wait"
+    yet, left = "no worker yet, for {} min: 12 blocks wait", "no worker any more, for 1 min: 1 block waits"
     assert caplog.messages == [yet.format(1), yet.format(2), yet.format(4), left]
     assert output.report.blocks == BLOCKS
 

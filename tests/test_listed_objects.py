@@ -357,7 +357,7 @@ def test_the_outline_of_a_region_on_the_border_is_drawn_and_none_in_the_part_is_
     assert (edges == REGION).all(axis=-1).mean() > 0.9 and not caplog.messages
     overlay(slide, mask, within=within, roi="20:90,30:100")
     (said,) = caplog.messages
-    assert said == f"{within}: no outline of its 1 regions lies in the part that is drawn"
+    assert said == f"{within}: no outline of its 1 region lies in the part that is drawn"
     far = drawn_in(tmp_path / "r.geojson", ("Far", [[900, 900], [950, 900], [900, 950], [900, 900]]))
     with pytest.raises(SettingsError, match="all of its regions lie outside of what was segmented"):
         overlay(slide, mask, within=far)

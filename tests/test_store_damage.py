@@ -170,7 +170,7 @@ def test_a_foreign_file_does_not_make_a_complete_mask_be_written_again(tmp_path)
     background = next(n for i in range(layout.n_blocks(0)) for n in layout.files(0, i) if not (path / n).exists())
     (path / background).parent.mkdir(parents=True, exist_ok=True)
     (path / background).write_bytes(b"x")  # where a block that is all background has no file, one is damage
-    with pytest.raises(BlocksFailed, match=r"1 files differ from what was written \(0/c/0/0 .* is extra\)"):
+    with pytest.raises(BlocksFailed, match=r"1 file not as written \(0/c/0/0 .* is extra\)"):
         mask.refuse_damage()
     store = Store.resume(path)
     assert not store.complete

@@ -70,7 +70,7 @@ def test_a_strict_command_ends_with_2(tmp_path, monkeypatch, tilenet_command):
     code, _, err = tilenet_command(*command, "--strict")
     assert code == 2 and "there are seams" in err and not (tmp_path / "m.zarr").exists()
     code, _, err = tilenet_command("batch", "slide.tif", "--model", "doubtful:build", "--out", "masks", "--strict")
-    assert code == 3 and "1 of 1 images failed" in err and not list(tmp_path.glob("masks/*.zarr"))
+    assert code == 3 and "1 of 1 image failed" in err and not list(tmp_path.glob("masks/*.zarr"))
     assert tilenet_command(*command)[0] == 0
 
 

@@ -19,7 +19,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely import MultiPolygon
 
-from tilenet.errors import SettingsError, first_line, refuse_special_file
+from tilenet.errors import SettingsError, counted, first_line, refuse_special_file
 
 # In a table, between the names of the regions of one shape.
 BETWEEN = "; "
@@ -92,13 +92,14 @@ def read_regions(path: str | Path, *, named: bool = True) -> list[Drawn]:
         names.append((_writable(name, where) if named else name) or f"region {number}")
         nameless += [] if name else names[-1:]
     if missing:
-        LOG.warning("%s: %d cores marked as missing are left out: %s", path, len(missing), first_three(missing))
+        cores, are = counted(len(missing), "core"), "is" if len(missing) == 1 else "are"
+        LOG.warning("%s: %s marked as missing %s left out: %s", path, cores, are, first_three(missing))
     if not names:
         raise SettingsError(f"{path}: all of its cores are marked as missing. Give other regions")
     if nameless and named:
         LOG.warning(
-            "%s: %d of %d regions without name and class, called by their place in the file: %s",
-            *(path, len(nameless), len(names), first_three(nameless)),
+            "%s: %d of %s without name and class, called by their place in the file: %s",
+            *(path, len(nameless), counted(len(names), "region"), first_three(nameless)),
         )
     return [Drawn(name, area, path) for name, area in zip(_distinct(names), areas, strict=True)]
 

@@ -44,6 +44,15 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number and what it counts, in the plural unless it is one.
+
+    >>> counted(1, "block"), counted(0, "image")
+    ('1 block', '0 images')
+    """
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def one_line(error: BaseException) -> str:
     r"""Return the type and message of an exception on one line of bounded length.
 

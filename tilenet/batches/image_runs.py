@@ -24,6 +24,7 @@ from tilenet.errors import (
     OutputMismatch,
     TilenetError,
     closed_on_error,
+    counted,
     one_line,
 )
 from tilenet.export.totals import Measured
@@ -83,7 +84,7 @@ class BatchRun:
             self._run_all(self._items.values())
             self._run_all([self._items[name] for name in self._busy])  # the other processes may be done with these now
         except BaseException as error:
-            left = f"{len(self._items) - len(self._results)} of {len(self._items)} images are not done"
+            left = f"{len(self._items) - len(self._results)} of {counted(len(self._items), 'image')} are not done"
             if isinstance(error, Interrupted):
                 LOG.warning("%s: %s", self._out, left)
             with suppress(EnvironmentFault):  # why the batch ends is what was raised first

@@ -10,7 +10,7 @@ import click
 from tilenet.cli.cluster import cluster_of, cluster_options
 from tilenet.cli.options import FILE, JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
 from tilenet.cli.output import remarks, say, show
-from tilenet.errors import BlocksFailed
+from tilenet.errors import BlocksFailed, counted
 
 if TYPE_CHECKING:
     from tilenet.batches.summary import Result
@@ -65,7 +65,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     show(listed, f"{out}: {statuses}; see {tables}", as_json=as_json, quiet=quiet)
     if failed := [result for result in results if result.status == "failed"]:
         first = f", the first {failed[0].slide}: {failed[0].error}" if quiet or as_json else ", each for its own reason"
-        raise BlocksFailed(f"{out}: {len(failed)} of {len(results)} images failed{first}")
+        raise BlocksFailed(f"{out}: {len(failed)} of {counted(len(results), 'image')} failed{first}")
 
 
 def _line(result: Result) -> str:

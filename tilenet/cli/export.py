@@ -11,7 +11,7 @@ import click
 from tilenet.cli.amounts import polygons_said, table_said
 from tilenet.cli.options import FILE, JSON, MICROMETRES, QUIET
 from tilenet.cli.output import progress_bar, remarks, show
-from tilenet.errors import SettingsError
+from tilenet.errors import SettingsError, counted
 from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], st
 
     written = write_tiff(mask, out, overwrite=overwrite)
     facts = {"out": str(out), "axes": written.axes, "shape": written.shape}
-    return facts, f"{out}: {sides_text(written.shape)} px, {len(written.levels)} levels"
+    return facts, f"{out}: {sides_text(written.shape)} px, {counted(len(written.levels), 'level')}"
 
 
 def _measured(

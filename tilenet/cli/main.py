@@ -22,7 +22,7 @@ import tilenet
 from tilenet.cli import batch, export, pictures, plan, segment, training, tuning
 from tilenet.cli.options import AXES, FILE, JSON, NUMBERS, PIXEL_SIZE, QUIET, Finite
 from tilenet.cli.output import plain, print_nothing_more, progress_bar, reader_has_gone, remarks, say, show, tell
-from tilenet.errors import TilenetError, first_line, refuse_windows
+from tilenet.errors import TilenetError, counted, first_line, refuse_windows
 from tilenet.interrupts import Interrupted, interruptible
 
 # Entries of a description that are printed under another name than JSON has, which would be taken for something else.
@@ -102,7 +102,8 @@ def verify(
     result |= {"ties": found.ties, "differences": [{"box": str(b), "pixels": n} for b, n in found.differences]}
     result["remarks"] = said
     text = (
-        f"{out}: files as written; {found.windows} windows ({found.pixels} px) as the network gives, {found.ties} ties"
+        f"{out}: files as written; {counted(found.windows, 'window')} ({found.pixels} px) as the network gives, "
+        f"{counted(found.ties, 'tie')}"
     )
     if found.not_recomputed:
         text = f"{out}: files as written; nothing was recomputed: {found.not_recomputed}"

@@ -13,7 +13,7 @@ from tilenet.address import shown, without_name
 from tilenet.byte_counts import gigabytes
 from tilenet.cli.options import JSON, image_options, objects_options
 from tilenet.cli.output import remarks, say, show
-from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
+from tilenet.errors import EnvironmentFault, SettingsError, TilenetError, counted
 from tilenet.geometry import Box, sides_text
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
     if rows or as_json:
         show(result | {"remarks": said}, "\n".join(rows), as_json=as_json)
     if failed := [of for of in result.get("images", ()) if "error" in of]:
-        raise SettingsError(f"{len(failed)} of {len(items)} images would fail, the first one {failed[0]['error']}")
+        raise SettingsError(
+            f"{len(failed)} of {counted(len(items), 'image')} would fail, the first one {failed[0]['error']}"
+        )
 
 
 def _job_of(item: BatchItem, objects: bool) -> Job:
@@ -84,7 +86,9 @@ def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any
         with _job_of(item, objects) as job:
             result |= {"shape": job.plan.shape, "pixels": prod(job.plan.shape), "blocks": len(job.plan)}
             result |= _needs_of(job, item)
-        line = f"{sides_text(result['shape'])} px, {gigabytes(result['disk_bytes'])}, {result['files']} files"
+        line = (
+            f"{sides_text(result['shape'])} px, {gigabytes(result['disk_bytes'])}, {counted(result['files'], 'file')}"
+        )
     except EnvironmentFault:  # of no image alone, and gone when it is tried again
         raise
     except TilenetError as error:
@@ -108,7 +112,7 @@ def _sum_rows(result: dict[str, Any], *, objects: bool) -> list[str]:
     if not planned:
         return []
     return [
-        f"{planned} images: {result['pixels']} px, {result['blocks']} blocks",
+        f"{counted(planned, 'image')}: {result['pixels']} px, {counted(result['blocks'], 'block')}",
         f"memory      {gigabytes(result['host_bytes'])} host, for the largest",
         *_room_rows(result, "the largest", objects=objects),
     ]

@@ -11,7 +11,7 @@ import click
 from tilenet.cli.cluster import cluster_of, cluster_options, refuse_with_shard
 from tilenet.cli.options import FILE, JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
 from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show
-from tilenet.errors import SettingsError
+from tilenet.errors import SettingsError, counted
 from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _share_result(out: Path, into: Path | None, share: tuple[int, int], seconds:
         result |= {"written": found.written, "blocks": found.blocks, "step": found.step, "to_do": found.to_do}
         return result | took, f"{out}: share {name} done, {found}, {seconds:.1f} s. {found.to_do}"
     written, blocks = written_of(out)
-    text = f"{out}: share {name} done, {written} of {blocks} blocks of the mask are there, {seconds:.1f} s"
+    text = f"{out}: share {name} done, {written} of {counted(blocks, 'block')} of the mask are there, {seconds:.1f} s"
     return result | {"written": written, "blocks": blocks} | took, text
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
 
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import ImageError, SettingsError, counted
 from tilenet.export.object_statistics import BITS, ObjectStatistics
 from tilenet.export.positive_rules import STAINS, VERDICTS, judged, parse_positive
 from tilenet.masks.provenance import image_of, refuse_another, resolution_of
@@ -256,4 +256,5 @@ def _remark_lacking(name: str, pixels: NDArray[np.float64], counts: NDArray[np.f
     lacking, empty = ((counts[1:] < n[1:, np.newaxis]).any(axis=1).sum() for n in (pixels, np.ones_like(pixels)))
     if lacking:
         more = f"; {empty} of them hold no others, and have no mean there" if empty else ""
-        LOG.warning("%s: %d objects hold pixels that are not finite, which are left out%s", name, lacking, more)
+        hold = f"{counted(int(lacking), 'object')} hold{'s' * int(lacking == 1)}"
+        LOG.warning("%s: %s pixels that are not finite, which are left out%s", name, hold, more)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet import machine
 from tilenet.decide import Arrays, ObjectRule, zeros_like
-from tilenet.errors import ANEW, BlocksFailed
+from tilenet.errors import ANEW, BlocksFailed, counted
 from tilenet.instances.components import View
 from tilenet.instances.in_memory import numbered
 from tilenet.instances.linking import linked
@@ -233,5 +233,5 @@ def _of_the_image(report: Report) -> bool:
 def _failed(report: Report, job: Job) -> str:
     named = [f"block {i} at {job.plan[i].box}: {report.failures[i]}" for i in sorted(report.failures)[:NAMED]]
     more = len(report.failures) - len(named)
-    where = f"{job.image.name}: {len(report.failures)} of {len(job.plan)} blocks failed"
+    where = f"{job.image.name}: {len(report.failures)} of {counted(len(job.plan), 'block')} failed"
     return "; ".join([where, *named, *([f"and {more} more"] if more else [])])

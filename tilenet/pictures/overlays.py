@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
 from tilenet.drawn_regions import Drawn, covered, first_three, outlines, read_regions
-from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.errors import OutputMismatch, SettingsError, counted
 from tilenet.export.listed_objects import Listed, Listing, read_listed
 from tilenet.export.placement import MaskPlacement, grid_in
 from tilenet.geometry import Box
@@ -184,7 +184,9 @@ def _lines(
         if outline
     ]
     if not found:
-        LOG.warning("%s: no outline of its %d regions lies in the part that is drawn", drawn[0].path, len(drawn))
+        LOG.warning(
+            "%s: no outline of its %s lies in the part that is drawn", drawn[0].path, counted(len(drawn), "region")
+        )
     return found
 
 

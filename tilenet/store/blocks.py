@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import BlocksFailed
+from tilenet.errors import BlocksFailed, counted
 from tilenet.geometry import Box, round_down
 from tilenet.store import codec
 from tilenet.store.damage import Damage
@@ -136,7 +136,7 @@ class Blocks:
                 with faults_named(self.path / found.file):
                     remove_file(self.path / found.file)
         return BlocksFailed(
-            f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). The disk may be failing. "
+            f"{self.path}: {counted(len(damage), 'file')} not as written ({damage[0]}). The disk may be failing. "
             "To rewrite them, run again with --resume"
         )
 

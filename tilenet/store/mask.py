@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import REPAIR, BlocksFailed, OutputIncomplete, first_line, one_line
+from tilenet.errors import REPAIR, BlocksFailed, OutputIncomplete, counted, first_line, one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
 from tilenet.store.destination import is_ours
@@ -199,7 +199,7 @@ class Mask(AnyMask):
             damage = [found for found in (*blocks_lost(blocks), *find_damage(blocks)) if not found.is_foreign]
         if damage:
             raise BlocksFailed(
-                f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). Repair it: {REPAIR}"
+                f"{self.path}: {counted(len(damage), 'file')} not as written ({damage[0]}). Repair it: {REPAIR}"
             )
 
 

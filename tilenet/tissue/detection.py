@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu, threshold_triangle
 from skimage.morphology import dilation, footprint_rectangle, remove_small_holes
 
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import ImageError, SettingsError, counted
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.plan import Plan
@@ -176,7 +176,10 @@ def remark(found: Tissue, plan: Plan) -> tuple[int, str]:
     if skipped == blocks:
         told = "there is none in what is segmented, so that all of the mask is background"
         return logging.WARNING, f"{found.text}: {told}"
-    return logging.INFO, f"{found.text}: {skipped} of {blocks} blocks are skipped, {facts['skipped']:.0%} of the pixels"
+    return (
+        logging.INFO,
+        f"{found.text}: {skipped} of {counted(blocks, 'block')} are skipped, {facts['skipped']:.0%} of the pixels",
+    )
 
 
 def read_mask(source: str | PathLike[str] | NDArray[Any], image: Image) -> Tissue:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from tilenet.address import absolute
-from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line, one_line
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, counted, first_line, one_line
 from tilenet.jobs.compute import Progress, finish, progress_counter, skip_background
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
@@ -172,9 +172,9 @@ class _Dispatch:
         elif (alone := monotonic() - self._alone_since) >= self._say_so_after:
             self._say_so_after += min(self._say_so_after, LONGEST_SILENCE)
             yet, remark = "any more" if self._had_worker else "yet", f". {jobs.remark()}" if jobs else ""
-            LOG.warning(
-                "no worker %s, for %.0f min: %d blocks wait%s", yet, alone / 60, self._queue.unwritten(), remark
-            )
+            n = self._queue.unwritten()
+            waiting = f"{counted(n, 'block')} wait{'s' * (n == 1)}"
+            LOG.warning("no worker %s, for %.0f min: %s%s", yet, alone / 60, waiting, remark)
 
     def _submit(self, flight: Flight, seconds: float) -> None:
         others = [worker for worker in self._workers if worker not in flight.refused_by] if flight.refused_by else []
