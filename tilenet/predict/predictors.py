@@ -240,9 +240,9 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
     if not isinstance(found, Footprint):
         what = f"{type(model).__name__} has no footprint" if found is None else f"{found!r} is no Footprint"
         raise ModelError(
-            f"{what}. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...), or measure it: "
-            f"network.footprint = tilenet.measure_footprint(network). A function that --model names does this "
-            f"itself. help(tilenet.Footprint) explains reach and step"
+            f"{what}. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...), or, if it is padded, "
+            f"measure it: network.footprint = tilenet.measure_footprint(network). A function that --model names does "
+            f"this itself. help(tilenet.Footprint) explains reach and step"
         )
     if found.ndim not in CHANNELS_LAST:
         raise SettingsError(f"a footprint has 2 or 3 axes, those of the network, not {found.ndim}. Give one for each")
