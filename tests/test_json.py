@@ -64,7 +64,7 @@ COMMANDS = {
     "info": [
         *("info slide.tif", "info rgba.tif", "info stack.ome.tif --axes zyx", "info sparse.tif"),
         "info slide.tif --pixel-size 2",
-        *("info nuclei", "info mask.zarr", "info begun.zarr"),
+        *("info nuclei", "info mask.zarr", "info objects.zarr", "info begun.zarr"),
     ],
     "verify": ["verify mask.zarr"],
     "overlay": ["overlay slide.tif mask.zarr --out mask.png"],
