@@ -13,8 +13,9 @@ from skimage.measure import label, regionprops_table
 from stub import Bright, Bright3D, Threshold
 
 import tilenet
-from tilenet.export import descriptors, shapes
-from tilenet.export.descriptors import COLUMNS, Edges, perimeter
+from tilenet.export import edges, measuring, shapes
+from tilenet.export.descriptors import COLUMNS, perimeter
+from tilenet.export.edges import Edges
 from tilenet.export.outlines import Region, regions
 from tilenet.export.table import read_table, write_table
 from tilenet.jobs.options import Options
@@ -55,7 +56,8 @@ def assert_forms(lines, truth, unit):
 @pytest.mark.parametrize(("strip", "block"), [(1, 64), (5000, 64), (2**24, 256)])
 def test_forms_of_objects_are_those_of_scikit_image(tmp_path, monkeypatch, strip, block):
     monkeypatch.setattr(shapes, "STRIP", strip)
-    monkeypatch.setattr(descriptors, "AT_ONCE", 7 if strip == 1 else 2**18)
+    monkeypatch.setattr(edges, "AT_ONCE", 7 if strip == 1 else 2**18)
+    monkeypatch.setattr(measuring, "CORNERS", 40 if strip == 1 else 2**15)
     slide = write_pyramid(tmp_path / "s.tif", MANY_FORMS, um=(0.5, 0.5), tile=32)
     numbering.store_objects(
         tmp_path / "o.zarr", Request(slide, Bright(), Options(block=block, tile=64, output="objects"))
@@ -106,11 +108,13 @@ def test_parts_that_touch_diagonally_and_parts_far_apart_are_one_object():
     labels = RANDOM.integers(0, 30, (60, 70))
     labels[:4, :4] = [[31, 0, 31, 0], [0, 31, 0, 31], [31, 0, 31, 31], [0, 31, 31, 0]]
     truth = truth_of(labels, (1, 1))
-    for value, shape in parts_of(labels).items():
-        edges = Edges(shape)
-        assert len(shape.parts) > 1
-        assert perimeter(edges.crossings(), 1, 1) == pytest.approx(truth[value]["perimeter_crofton"])
-        assert int(edges.moments()[0, 0]) / edges.pixels_of_hull() == truth[value]["solidity"]
+    found = parts_of(labels)
+    assert all(len(shape.parts) > 1 for shape in found.values())
+    together = Edges(list(found.values()))
+    expected = [truth[value]["perimeter_crofton"] for value in found]
+    assert perimeter(together.crossings(), 1, 1) == pytest.approx(expected)
+    solidity = together.moments()[:, 0, 0] / together.pixels_of_hulls()
+    assert solidity.tolist() == [truth[value]["solidity"] for value in found]
 
 
 def crossings(inside, dy, dx):
@@ -147,24 +151,24 @@ def test_a_disc_is_as_long_around_as_it_is_in_geometry(height, width):
     labels = np.zeros((230, 230), np.uint8)
     labels[ellipse(115, 115, 50 / height, 50 / width)] = 1
     (shape,) = parts_of(labels).values()
-    edges = Edges(shape)
-    assert perimeter(edges.crossings(), height, width) == pytest.approx(2 * pi * 50, rel=0.01)
+    disc = Edges([shape])
+    assert perimeter(disc.crossings(), height, width) == pytest.approx(2 * pi * 50, rel=0.01)
     plain = sum(
         np.abs(np.diff(ring, axis=0, append=ring[:1])).sum(axis=0) @ (height, width) for ring in shape.parts[0].rings
     )
     assert plain / (2 * pi * 50) == pytest.approx(4 / pi, rel=0.02)
-    assert labels.sum() / edges.pixels_of_hull() == pytest.approx(1, abs=0.02)
+    assert labels.sum() / disc.pixels_of_hulls() == pytest.approx(1, abs=0.02)
 
 
 def test_a_region_as_large_as_a_slide_does_not_overflow():
     side, thin = 150_000, np.array([[7, 3], [7, 200_003], [8, 200_003], [8, 3]], np.int32)
     square = np.array([[9, 5], [9, 5 + side], [9 + side, 5 + side], [9 + side, 5]], np.int32)
     for ring, height, width in ((square, side, side), (thin, 1, 200_000)):
-        edges = Edges(shapes.Shape(1, "", [Region(1, (ring,))], 0, 0, None))
-        found = edges.moments()
+        region = Edges([shapes.Shape(1, "", [Region(1, (ring,))], 0, 0, None)])
+        (found,) = region.moments()
         n = height * width
         variance = [float(found[k, k] * n - found[k, 0] ** 2) / n**2 for k in (1, 2)]
-        assert found[0, 0] == edges.pixels_of_hull() == n
+        assert found[0, 0] == region.pixels_of_hulls() == n
         assert variance == pytest.approx([(height**2 - 1) / 12, (width**2 - 1) / 12], rel=1e-9)
 
 

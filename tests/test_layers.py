@@ -103,7 +103,7 @@ HOMES = {
         "cli/tuning",
     },
     "rich": {"cli/output"},
-    "shapely": {"drawn_regions", "export/cell_areas", "export/descriptors", "export/in_regions", "tissue/regions"},
+    "shapely": {"drawn_regions", "export/cell_areas", "export/edges", "export/in_regions", "tissue/regions"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}
 

@@ -12,8 +12,8 @@ from stub import Bright, Threshold
 
 import tilenet
 from tilenet.errors import EnvironmentFault, OutputExists
-from tilenet.export import shapes, table_lines
-from tilenet.export.descriptors import ShapeDescriptors
+from tilenet.export import measuring, shapes, table_lines
+from tilenet.export.edges import Edges
 from tilenet.export.intensities import Intensities
 
 # What a table says of the place of an object and of its class, which a polygon says by itself.
@@ -132,20 +132,26 @@ def test_polygons_and_a_table_of_one_command_are_those_of_two_and_each_object_is
     options = {"shapes": True, "intensities": True, "min_area": "40px"}
     polygons = tilenet.write_geojson(mask, tmp_path / "alone.geojson", **options)
     table = tilenet.write_table(mask, tmp_path / "alone.csv", **options)
-    calls = []
+    monkeypatch.setattr(measuring, "CORNERS", 500)
+    calls, objects = [], []
 
     def count(place, name):
         real = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda *args, **more: calls.append(name) or real(*args, **more))
+        monkeypatch.setattr(place, name, lambda *args, **more: calls.append((name, *args)) or real(*args, **more))
 
     count(shapes, "regions")
     count(Intensities, "measure")
-    count(ShapeDescriptors, "of")
+    count(Edges, "moments")
+    real = Edges.__init__
+    monkeypatch.setattr(Edges, "__init__", lambda self, some: objects.extend(some) or real(self, some))
     outs = ("--geojson", tmp_path / "m.geojson", "--csv", tmp_path / "m.csv")
     asked = ("--shapes", "--intensities", "--min-area", "40px")
     code, out, err = tilenet_command("export", mask, *outs, *asked, "--json")
     assert code == 0, err
-    assert [calls.count(name) for name in ("regions", "measure", "of")] == [1, 1, table.counts.total()]
+    assert sum(name in ("regions", "measure") for name, *_ in calls) == 2
+    measured = [of for name, *of in calls if name == "moments"]
+    assert len({*map(id, measured)}) == len(measured) > 1
+    assert len({shape.id for shape in objects}) == len(objects) == table.counts.total() + table.left_out
     assert (tmp_path / "m.geojson").read_bytes() == (tmp_path / "alone.geojson").read_bytes()
     assert (tmp_path / "m.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
     facts = json.loads(out)

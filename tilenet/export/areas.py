@@ -7,28 +7,51 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
 
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring, area_and_centroid
+from tilenet.export.edges import Edges
 from tilenet.export.placement import DECIMALS, MaskPlacement
-from tilenet.export.shapes import has_volumes
+from tilenet.export.shapes import Shape, has_volumes
 from tilenet.store import AnyMask
 
 
-def extent(rings: Sequence[Ring], grid: MaskPlacement) -> tuple[int, float, tuple[float, float]]:
-    """Return how many pixels are within rings, how many lie in the image, and the centroid (y, x) of what lies there.
+class Extent(NamedTuple):
+    """How much a shape covers."""
+
+    # Its pixels, and how many of them lie in the image.
+    pixels: int
+    inside: float
+    # y and x, of what lies in the image.
+    centroid: tuple[float, float]
+
+
+def extents(shapes: Sequence[Shape], edges: Edges, grid: MaskPlacement) -> list[Extent]:
+    """Return the extent of each shape, given the edges of all."""
+    areas, centroids = edges.areas_and_centroids()
+    at_once = edges.are_small & (True if grid.end is None else (edges.boxes[:, 1] <= grid.end).all(axis=1))
+    measured = zip(shapes, areas.tolist(), centroids.tolist(), at_once.tolist(), strict=True)
+    return [
+        Extent(round(area), round(area), (y, x)) if whole else extent(shape.rings, grid)
+        for shape, area, (y, x), whole in measured
+    ]
+
+
+def extent(rings: Sequence[Ring], grid: MaskPlacement) -> Extent:
+    """Return the extent of one shape.
 
     What reaches beyond the image is cut at its border, as `MaskPlacement.place` cuts polygons.
     """
     area, centre = area_and_centroid(rings)
     pixels = round(area)
     if grid.end is None or (np.concatenate(rings) <= grid.end).all():
-        return pixels, pixels, centre
+        return Extent(pixels, pixels, centre)
     inside, cut = area_and_centroid([np.minimum(ring, grid.end) for ring in rings])
-    return pixels, inside, cut if inside else centre
+    return Extent(pixels, inside, cut if inside else centre)
 
 
 def um_of(pixels: float, size: float | None) -> float | str:

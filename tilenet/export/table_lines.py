@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.export.areas import MinimumSize, um_of
-from tilenet.export.descriptors import Edges, Moments, lifted
+from tilenet.export.edges import Moments
 from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import Shape
@@ -45,7 +45,7 @@ class _Solid:
     def add(self, measured: MeasuredShape, grid: MaskPlacement, *, second: bool) -> None:
         """Add the part of the object that lies in one more plane."""
         shape, (pixels, inside, centre) = measured.shape, measured.extent
-        share, (low, high) = grid.plane_share(shape.z), _box_of(shape)
+        share, (low, high) = grid.plane_share(shape.z), measured.box
         inside *= share
         self.pixels += pixels
         self.inside += inside
@@ -54,7 +54,7 @@ class _Solid:
         self.low = np.minimum(self.low, [shape.z, *low])
         self.high = np.maximum(self.high, [shape.z + 1, *high])
         if second:
-            self.second += lifted(Edges(shape).moments(), shape.z)
+            self.second += measured.lifted_moments
 
 
 def lines_of(
@@ -86,17 +86,11 @@ def _solids(shapes: Iterable[MeasuredShape], grid: MaskPlacement, *, second: boo
     return solids.values()
 
 
-def _box_of(shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the two corners of the bounding box of a shape: y and x in pixels of the mask."""
-    corners = np.concatenate([part.rings[0] for part in shape.parts])
-    return corners.min(axis=0), corners.max(axis=0)
-
-
 def _line(measured: MeasuredShape, grid: MaskPlacement, found: Measured) -> list[object]:
     """Return the values of the line of a shape, in the order of `COLUMNS`."""
     shape, (pixels, inside, (y, x)) = measured.shape, measured.extent
     number, size = shape.value if found.objects else "", (pixels, um_of(inside, found.pixel_um2), "", "")
-    place, box = _point(grid, y, x), _box(grid, *_box_of(shape))
+    place, box = _point(grid, y, x), _box(grid, *measured.box)
     return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
 
 
