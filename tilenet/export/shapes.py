@@ -213,8 +213,13 @@ def _last_rows(strips: Iterable[NDArray[Any]]) -> dict[int, int]:
     found: dict[int, int] = {}
     top = 0
     for strip in strips:
-        values, place = np.unique(strip[::-1], return_index=True)
-        found |= dict(zip(values.tolist(), (top + len(strip) - place // strip.shape[1]).tolist(), strict=True))
+        # Row by row, since assigning to each value there is much faster than sorting the pixels of the strip.
+        last = np.zeros(int(strip.max()) + 1, np.int64)
+        for y, row in enumerate(strip, top + 1):
+            last[row] = y
+        last[0] = 0
+        values = np.flatnonzero(last)
+        found |= dict(zip(values.tolist(), last[values].tolist(), strict=True))
         top += len(strip)
     return found
 
