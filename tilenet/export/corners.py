@@ -163,7 +163,8 @@ class Corners:
         ends = [*begins[1:], len(order)]
         for k, value in enumerate(values):
             both = (self._end(listed[begins[k]]), self._end(listed[ends[k] - 1])) if k < n_parts else None
-            yield Chain(points[edges[k] : edges[k + 1]], value, roots[k], pinched[k], both)
+            # Copied: a view would keep the corners of the whole strip in memory.
+            yield Chain(points[edges[k] : edges[k + 1]].copy(), value, roots[k], pinched[k], both)
 
     def _end(self, corner: int) -> tuple[int, bool]:
         return int(self._x[corner]), bool(self._y[corner] == 0)

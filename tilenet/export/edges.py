@@ -30,7 +30,7 @@ class Edges:
     """The straight edges of all outlines and holes of shapes, between two corners each, as (n, 2): y and x."""
 
     def __init__(self, shapes: Sequence[Shape]) -> None:
-        rings = [shape.rings for shape in shapes]
+        self._shapes, rings = shapes, [shape.rings for shape in shapes]
         lengths = np.array([len(ring) for ring in chain.from_iterable(rings)])
         ends = np.cumsum(lengths)
         following = np.arange(1, ends[-1] + 1)
@@ -38,19 +38,19 @@ class Edges:
         self.corners = np.concatenate(list(chain.from_iterable(rings)))
         self._following = following
         # Where the first ring of each shape begins, and where the last ring of the last one ends.
-        self._bounds: Integers = np.append(0, ends)[np.cumsum([0, *map(len, rings)])]
+        self.bounds: Integers = np.append(0, ends)[np.cumsum([0, *map(len, rings)])]
         outlines = [ring is part.rings[0] for shape in shapes for part in shape.parts for ring in part.rings]
         self._of_outline = np.repeat(outlines, lengths)
 
     @cached_property
     def boxes(self) -> NDArray[np.int32]:
         """The bounding box of each shape (m, 2, 2): its least y and x, then its largest."""
-        return np.stack([self._per_shape(np.minimum, self.corners), self._per_shape(np.maximum, self.corners)], axis=1)
+        return boxes_of(self._shapes)
 
     @property
     def origins(self) -> NDArray[np.int32]:
         """The first corner of each shape (m, 2)."""
-        found: NDArray[np.int32] = self.corners[self._bounds[:-1]]
+        found: NDArray[np.int32] = self.corners[self.bounds[:-1]]
         return found
 
     @property
@@ -81,18 +81,18 @@ class Edges:
         places = np.sort(self._of_edges(before) + y * self._of_edges(widths) + x)
         touching = self._per_shape(np.add, (np.diff(places, prepend=-1) == 0).astype(np.int64))
         # Two pairs at a vertex within an edge, one at a corner, none where pixels touch diagonally.
-        return along_y, along_x, 2 * (along_y + along_x) - np.diff(self._bounds) - 2 * touching
+        return along_y, along_x, 2 * (along_y + along_x) - np.diff(self.bounds) - 2 * touching
 
     def moments(self) -> Moments:
         """Return the sum of p p^T over all pixels (m, 3, 3), with p = (1, y, x) from `origins`, in integers."""
-        origins, sums = self._of_edges(self.origins), np.zeros((len(self._bounds) - 1, 3, 3))
+        origins, sums = self._of_edges(self.origins), np.zeros((len(self.bounds) - 1, 3, 3))
         for first in range(0, len(self.corners), AT_ONCE):
             some = slice(first, first + AT_ONCE)
             # Floats hold integers up to 2^53 exactly, and do not overflow where a region is as large as a slide.
             at, after = ((ends[some] - origins[some]).astype(np.float64).T for ends in (self.corners, self._ends()))
             # A vertical edge stands for all pixels on its left, with a sign, so horizontal ones stand for none.
             heights, lengths = _power_sums(after[0]) - _power_sums(at[0]), _power_sums(at[1])
-            bounds = np.clip(self._bounds - first, 0, heights.shape[1]).tolist()
+            bounds = np.clip(self.bounds - first, 0, heights.shape[1]).tolist()
             for k, (start, stop) in enumerate(pairwise(bounds)):
                 sums[k] += heights[:, start:stop] @ lengths[:, start:stop].T
         whole = np.array([round(value) for value in sums.ravel().tolist()], object).reshape(sums.shape)
@@ -108,7 +108,7 @@ class Edges:
         right = self._of_outline & (into[:, 1] * ahead[:, 0] > into[:, 0] * ahead[:, 1])
         # In halves of a pixel, in which these middles are integers.
         middles = 2 * self.corners[right, np.newaxis] + np.stack([-into[right], ahead[right]], axis=1)
-        of_shape = np.repeat(self._of_edges(np.arange(len(self._bounds) - 1))[right], 2)
+        of_shape = np.repeat(self._of_edges(np.arange(len(self.bounds) - 1))[right], 2)
         hulls = shapely.convex_hull(shapely.linestrings(middles.reshape(-1, 2), indices=of_shape))
         return _pixels_in(hulls)
 
@@ -118,12 +118,20 @@ class Edges:
 
     def _of_edges(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return for each edge what is given of its shape."""
-        return np.repeat(values, np.diff(self._bounds), axis=0)
+        return np.repeat(values, np.diff(self.bounds), axis=0)
 
     def _per_shape(self, function: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
         """Return for each shape the sum, say, of what is given of its edges."""
-        found: NDArray[Any] = function.reduceat(values, self._bounds[:-1], axis=0)
+        found: NDArray[Any] = function.reduceat(values, self.bounds[:-1], axis=0)
         return found
+
+
+def boxes_of(shapes: Sequence[Shape]) -> NDArray[np.int32]:
+    """Return the bounding box of each shape (m, 2, 2): its least y and x, then its largest."""
+    outlines = [[part.rings[0] for part in shape.parts] for shape in shapes]
+    corners = np.concatenate(list(chain.from_iterable(outlines)))
+    begins = np.cumsum([0, *(sum(map(len, rings)) for rings in outlines[:-1])])
+    return np.stack([bound.reduceat(corners, begins, axis=0) for bound in (np.minimum, np.maximum)], axis=1)
 
 
 def _power_sums(n: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,12 +14,14 @@ QuPath 0.4 refuses a file that has one.
 from __future__ import annotations
 
 import json
+from itertools import islice
 from math import isfinite
 from typing import Any
 
+from numpy.typing import NDArray
+
 from tilenet.card import colors_of
 from tilenet.export.areas import pixel_sizes, um_of
-from tilenet.export.corners import Ring
 from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.shapes import Shape, has_volumes
 from tilenet.export.totals import Outlined
@@ -27,6 +29,7 @@ from tilenet.export.totals import Outlined
 # QuPath's own classes (PathClassTools in its source), and its colours for them.
 POSITIVE, NEGATIVE = "Positive", "Negative"
 QUPATH = {POSITIVE: [250, 62, 62], NEGATIVE: [112, 112, 225]}
+COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 class _ShapeMeasurements:
@@ -63,14 +66,15 @@ class Features:
     """Shapes as the text of features; these are counted, with their vertices, in `found`."""
 
     def __init__(self, measuring: Measuring, kind: str, found: Outlined) -> None:
-        self._mask, self._grid, self._kind, self._found = measuring.mask, measuring.grid, kind, found
+        self._mask, self._kind, self._found = measuring.mask, kind, found
         self._measurements = _ShapeMeasurements(measuring)
         self._colors = {value: color[:3] for value, color in colors_of(self._mask.info["card"]).items()}
 
     def text(self, measured: MeasuredShape) -> str:
         """Return the feature of a shape."""
         shape = measured.shape
-        polygons = [f"[{','.join(map(self._ring, region.rings))}]" for region in shape.parts]
+        rings = map(_text_of_ring, measured.rings())
+        polygons = [f"[{','.join(islice(rings, len(region.rings)))}]" for region in shape.parts]
         several = len(polygons) > 1
         name = self._measurements.class_of(shape)
         self._found.features[name] += 1
@@ -89,9 +93,6 @@ class Features:
             return ""
         return f',"plane":{{"c":-1,"z":{shape.z},"t":{shape.t}}}'
 
-    def _ring(self, ring: Ring) -> str:
-        return json.dumps(self._grid.place(ring).tolist(), separators=(",", ":"))
-
     def _properties(self, measured: MeasuredShape, name: str) -> str:
         value = measured.shape.value
         own = min(self._colors) if self._found.objects else value
@@ -100,4 +101,10 @@ class Features:
         said |= {"name": str(value)} if self._found.objects else {}
         measurements = self._measurements.of(measured)
         said |= {"measurements": measurements} if measurements else {}
-        return json.dumps(said, separators=(",", ":"))
+        return COMPACT.encode(said)
+
+
+def _text_of_ring(placed: NDArray[Any]) -> str:
+    """Return x and y (n, 2) of a ring as GeoJSON has it: closed by repeating the first vertex."""
+    corners = placed.tolist()
+    return COMPACT.encode([*corners, corners[0]])

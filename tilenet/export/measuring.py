@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.export.areas import Extent, extents
+from tilenet.export.areas import Extent, extent, extents
 from tilenet.export.descriptors import COLUMNS, ShapeDescriptors, lifted
-from tilenet.export.edges import Edges, Moments
+from tilenet.export.edges import Edges, Moments, boxes_of
 from tilenet.export.intensities import Intensities, Measurements
 from tilenet.export.placement import MaskPlacement
 from tilenet.export.shapes import Progress, Shape, shapes_of
@@ -92,18 +92,47 @@ def _groups(shapes: Iterable[Shape]) -> Iterator[list[Shape]]:
 
 
 class _Group:
-    """Shapes that are measured together, when the first of them is asked for: one call for many is much faster."""
+    """Shapes that are measured together, when the first of them is asked for: one call for many is much faster.
+
+    A shape that is alone may be as large as a slide: what is asked for of all shapes takes its rings one by one.
+    """
 
     def __init__(self, shapes: Sequence[Shape], measuring: Measuring) -> None:
-        self._shapes, self._measuring = shapes, measuring
+        self._shapes, self._grid, self._forms = shapes, measuring.grid, measuring.forms
+        self._is_alone = len(shapes) == 1
 
     @cached_property
     def edges(self) -> Edges:
         return Edges(self._shapes)
 
     @cached_property
+    def boxes(self) -> NDArray[np.int32]:
+        return boxes_of(self._shapes) if self._is_alone else self.edges.boxes
+
+    @cached_property
     def extents(self) -> list[Extent]:
-        return extents(self._shapes, self.edges, self._measuring.grid)
+        if self._is_alone:
+            return [extent(self._shapes[0].rings, self._grid)]
+        return extents(self._shapes, self.edges, self._grid)
+
+    @cached_property
+    def places(self) -> list[list[float]]:
+        found: list[list[float]] = self._grid.place(self.boxes.reshape(-1, 2)).reshape(-1, 4).tolist()
+        return found
+
+    def rings_of(self, number: int) -> Iterator[NDArray[Any]]:
+        rings = self._shapes[number].rings
+        if self._is_alone:
+            yield from map(self._grid.place, rings)
+            return
+        first = self.edges.bounds[number]
+        for ring in rings:
+            yield self._corners[first : first + len(ring)]
+            first += len(ring)
+
+    @cached_property
+    def _corners(self) -> NDArray[Any]:
+        return self._grid.place(self.edges.corners)
 
     @cached_property
     def moments(self) -> Moments:
@@ -111,33 +140,41 @@ class _Group:
 
     @cached_property
     def forms(self) -> list[dict[str, str]]:
-        forms = self._measuring.forms
-        return forms.of(self.edges, self.moments) if forms else [{}] * len(self._shapes)
+        return self._forms.of(self.edges, self.moments) if self._forms else [{}] * len(self._shapes)
 
 
 class MeasuredShape:
     """A shape, and what is measured of it when it, or another one of its group, is first asked for."""
 
-    def __init__(self, shape: Shape, group: _Group, place: int) -> None:
-        self.shape, self._group, self._place = shape, group, place
+    def __init__(self, shape: Shape, group: _Group, number: int) -> None:
+        self.shape, self._group, self._number = shape, group, number
 
     @property
     def extent(self) -> Extent:
         """How much it covers."""
-        return self._group.extents[self._place]
+        return self._group.extents[self._number]
 
     @property
     def box(self) -> NDArray[np.int32]:
         """Its bounding box (2, 2) in pixels of the mask: its least y and x, then its largest."""
-        found: NDArray[np.int32] = self._group.edges.boxes[self._place]
+        found: NDArray[np.int32] = self._group.boxes[self._number]
         return found
+
+    @property
+    def place(self) -> list[float]:
+        """Left, top, right and bottom of its bounding box, in pixels of the image."""
+        return self._group.places[self._number]
+
+    def rings(self) -> Iterator[NDArray[Any]]:
+        """Yield its outlines and holes in pixels of the image (n, 2): x and y."""
+        return self._group.rings_of(self._number)
 
     @property
     def lifted_moments(self) -> Moments:
         """The sum of p p^T over its pixels (4, 4), with p = (1, z, y, x), in integers."""
-        return lifted(self._group.moments[self._place], self.shape.z, self._group.edges.origins[self._place])
+        return lifted(self._group.moments[self._number], self.shape.z, self._group.edges.origins[self._number])
 
     @property
     def form(self) -> dict[str, str]:
         """Its form by column; empty if that is not asked for."""
-        return self._group.forms[self._place]
+        return self._group.forms[self._number]

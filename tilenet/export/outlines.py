@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Region:
     # reading order, which is not repeated at the end. As (x, y) with y upwards, the outline runs counter-clockwise.
     rings: tuple[Ring, ...]
 
-    @property
+    @cached_property
     def bottom(self) -> int:
         """The row after its last one."""
         return int(self.rings[0][:, 0].max())
@@ -58,7 +59,7 @@ class _Piece:
     """An outline that is not closed yet, and where its end is registered."""
 
     def __init__(self, chain: Chain) -> None:
-        self.parts, self.value, self.root, self.pinched = [chain.ring.copy()], chain.value, chain.root, chain.pinched
+        self.parts, self.value, self.root, self.pinched = [chain.ring], chain.value, chain.root, chain.pinched
         self.end: tuple[dict[int, _Piece], int] = ({}, 0)
 
     def absorb(self, other: _Piece) -> None:
@@ -164,8 +165,6 @@ class _Tracer:
             # The outline comes first: it has a vertex before those of all holes in reading order.
             rings = sorted(self._rings.pop(root), key=_first)
             found.append(Region(self._value_of.pop(root), tuple(rings)))
-        for root, rings in self._rings.items():  # a view would keep the whole strip's corners in memory
-            self._rings[root] = [ring if ring.base is None else ring.copy() for ring in rings]
         yield from sorted(found, key=lambda region: (region.bottom, _first(region.rings[0])))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.export.corners import Ring
 from tilenet.masks.provenance import image_of, refuse_another, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import step_of
@@ -37,22 +36,28 @@ class MaskPlacement:
     thickness: Fraction = Fraction(1)
     depth: Fraction | None = None
 
-    def place(self, ring: Ring) -> NDArray[Any]:
-        """Return x and y (n + 1, 2) of a ring in image pixels, closed by repeating its first vertex."""
-        corners = np.concatenate([ring, ring[:1]]).astype(np.int64) + self.origin
+    def place(self, corners: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Return x and y (n, 2) in image pixels of corners of pixels of the mask (n, 2): y and x."""
+        placed = corners.astype(np.int64) + self.origin
         if all(step.denominator == 1 for step in self.step):
-            corners *= [step.numerator for step in self.step]
+            placed *= [step.numerator for step in self.step]
         else:
-            corners = np.round(corners * [float(step) for step in self.step], DECIMALS)
+            placed = np.round(placed * self._steps, DECIMALS)
         if self.limit:
-            corners = np.minimum(corners, self.limit)
-        return corners[:, ::-1]
+            placed = np.minimum(placed, self.limit)
+        return placed[:, ::-1]
 
     def place_point(self, y: float, x: float) -> tuple[float, float]:
         """Return x and y of a point in image pixels."""
-        at = [(a + first) * float(step) for a, first, step in zip((y, x), self.origin, self.step, strict=True)]
+        at = [(a + first) * step for a, first, step in zip((y, x), self.origin, self._steps, strict=True)]
         down, right = map(min, at, self.limit) if self.limit else at
         return right, down
+
+    @cached_property
+    def _steps(self) -> tuple[float, float]:
+        """The size of a mask pixel in image pixels as floats, once: a mask may have a million shapes."""
+        y, x = map(float, self.step)
+        return y, x
 
     @cached_property
     def end(self) -> NDArray[np.float64] | None:

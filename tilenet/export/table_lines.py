@@ -90,23 +90,17 @@ def _line(measured: MeasuredShape, grid: MaskPlacement, found: Measured) -> list
     """Return the values of the line of a shape, in the order of `COLUMNS`."""
     shape, (pixels, inside, (y, x)) = measured.shape, measured.extent
     number, size = shape.value if found.objects else "", (pixels, um_of(inside, found.pixel_um2), "", "")
-    place, box = _point(grid, y, x), _box(grid, *measured.box)
+    place, box = _point(grid, y, x), measured.place
     return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
 
 
 def _line_of_solid(solid: _Solid, grid: MaskPlacement, found: Measured) -> list[object]:
     shape, (z, y, x) = solid.first, (solid.moments / solid.weight).tolist()
     size = ("", "", solid.pixels, um_of(solid.inside, found.voxel_um3))
-    place, box = _point(grid, y, x), _box(grid, solid.low[1:], solid.high[1:])
+    place, box = _point(grid, y, x), grid.place(np.stack([solid.low, solid.high])[:, 1:]).ravel().tolist()
     middle = round(z, DECIMALS)
     return [shape.id, shape.name, shape.value, shape.t, middle, *place, *size, *box, solid.low[0], solid.high[0]]
 
 
 def _point(grid: MaskPlacement, y: float, x: float) -> list[float]:
     return [round(value, DECIMALS) for value in grid.place_point(y, x)]
-
-
-def _box(grid: MaskPlacement, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
-    """Return left, top, right and bottom of a bounding box in pixels of the image."""
-    placed: list[float] = grid.place(np.stack([low, high]).astype(np.int32))[:2].ravel().tolist()
-    return placed
