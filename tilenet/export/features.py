@@ -36,11 +36,11 @@ class _ShapeMeasurements:
     """What a table says of shapes: nothing, or their areas, with their forms and what was measured over objects."""
 
     def __init__(self, measuring: Measuring) -> None:
-        mask, self._measured = measuring.mask, measuring.bright
+        mask, bright = measuring.mask, measuring.bright
         self._um2, whole = pixel_sizes(mask)[0], not has_volumes(mask)
         self._has_forms = measuring.forms is not None and whole
-        self._has_areas = (self._has_forms or self._measured is not None) and whole
-        self._positive = None if self._measured is None else self._measured.positive
+        self._has_areas = (self._has_forms or bright is not None) and whole
+        self._positive = None if bright is None else bright.positive
         self.colors = {} if self._positive is None else QUPATH
 
     def class_of(self, shape: Shape) -> str:
@@ -49,9 +49,7 @@ class _ShapeMeasurements:
 
     def of(self, measured: MeasuredShape) -> dict[str, Any]:
         """Return the finite numbers of a shape by column, without `positive`, which its class says."""
-        texts = measured.form if self._has_forms else {}
-        if self._measured:
-            texts = texts | self._measured.of(measured.shape.value)
+        texts = (measured.form if self._has_forms else {}) | measured.bright
         numbers = ((name, float(text)) for name, text in texts.items() if name != "positive")
         return self._areas(measured) | {name: number for name, number in numbers if isfinite(number)}
 

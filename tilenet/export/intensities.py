@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,8 +63,9 @@ class Measurements:
     # (n + 1): whether an object is positive, as a place in `VERDICTS`; None if that was not asked for.
     positive: NDArray[np.int64] | None
 
+    @cached_property
     def columns(self) -> list[str]:
-        """Return the names of all columns."""
+        """The names of all columns."""
         of_each = [f"{which}_{name}" for name, _, spread in self.of_pixels for which in (ALL if spread else ALL[:1])]
         return [*of_each, *(["positive"] if self.positive is not None else [])]
 
@@ -74,7 +75,7 @@ class Measurements:
         for k, mean in enumerate(self.means[number].tolist()):
             values += [mean, *(value / self.of_pixels[k].parts for value in self.spread.of(k, number))]
         positive = [] if self.positive is None else [VERDICTS[self.positive[number]]]
-        return dict(zip(self.columns(), [*(f"{value:.7g}" for value in values), *positive], strict=True))
+        return dict(zip(self.columns, [*(f"{value:.7g}" for value in values), *positive], strict=True))
 
 
 class Intensities:

@@ -48,7 +48,7 @@ class Measuring:
 
     def columns(self) -> list[str]:
         """Return the names of all columns that this adds to a table."""
-        return [*(COLUMNS if self.forms else ()), *(self.bright.columns() if self.bright else ())]
+        return [*(COLUMNS if self.forms else ()), *(self.bright.columns if self.bright else ())]
 
     def shapes(self, progress: Progress | None) -> Iterator[MeasuredShape]:
         """Yield the shapes of the mask, see `shapes_of`, but those of which nothing lies in the image."""
@@ -99,7 +99,7 @@ class _Group:
 
     def __init__(self, shapes: Sequence[Shape], measuring: Measuring) -> None:
         self._shapes, self._grid, self._forms = shapes, measuring.grid, measuring.forms
-        self._is_alone = len(shapes) == 1
+        self._is_alone, self.bright = len(shapes) == 1, measuring.bright
 
     @cached_property
     def edges(self) -> Edges:
@@ -178,3 +178,9 @@ class MeasuredShape:
     def form(self) -> dict[str, str]:
         """Its form by column; empty if that is not asked for."""
         return self._group.forms[self._number]
+
+    @cached_property
+    def bright(self) -> dict[str, str]:
+        """What was measured of the image over its object, by column; empty if that is not asked for."""
+        bright = self._group.bright
+        return bright.of(self.shape.value) if bright else {}

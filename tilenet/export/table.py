@@ -154,12 +154,11 @@ def write_table(
 
 def _write(shapes: Iterable[MeasuredShape], measuring: Measuring, tally: Tally, least: MinimumSize) -> None:
     """Write the table itself, and count its lines."""
-    mask, bright, out = measuring.mask, measuring.bright, tally.found.path
+    mask, out = measuring.mask, tally.found.path
     named = ["region"] if tally.found.regions else []
     numbers = mask.info["objects"] if mask.has_objects else None
     with put_whole(out) as path, Rows(path, [*COLUMNS, *named, *measuring.columns()], numbers) as rows:
         for value, line in lines_of(shapes, measuring, tally.found, least):
-            line |= bright.of(value) if bright else {}
             regions = BETWEEN.join(tally.add(line))
             rows.add(value, line | dict.fromkeys(named, regions))
 

@@ -61,7 +61,7 @@ def lines_of(
     shapes: Iterable[MeasuredShape], measuring: Measuring, found: Measured, least: MinimumSize
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the value, and the line by column, of each shape or object of a volume; count smaller ones in `found`."""
-    grid, forms = measuring.grid, measuring.forms
+    grid, forms, bright = measuring.grid, measuring.forms, measuring.bright
     solids = _solids(shapes, grid, second=forms is not None) if found.volumes else None
     things: Iterable[MeasuredShape | _Solid] = shapes if solids is None else solids
     for thing in things:
@@ -70,9 +70,10 @@ def lines_of(
         if least.excludes(*sizes_of(line, found)):
             found.left_out += 1
         elif isinstance(thing, _Solid):
-            yield thing.first.value, line | (forms.of_solid(thing.second) if forms else {})
+            value, form = thing.first.value, forms.of_solid(thing.second) if forms else {}
+            yield value, line | form | (bright.of(value) if bright else {})
         else:
-            yield thing.shape.value, line | thing.form
+            yield thing.shape.value, line | thing.form | thing.bright
 
 
 def _solids(shapes: Iterable[MeasuredShape], grid: MaskPlacement, *, second: bool) -> Iterable[_Solid]:
