@@ -70,12 +70,12 @@ class Edges:
 
     def crossings(self) -> tuple[Integers, Integers, Integers]:
         """Return how many pixel sides run along y and along x, and how many pairs of diagonal neighbours are parted."""
-        sides = np.abs(self.corners[self._following] - self.corners).astype(np.int64)
-        along_y, along_x = self._per_shape(np.add, sides).T
+        sides = np.abs(self._ends() - self.corners)
+        along_y, along_x = np.add.reduceat(sides, self.bounds[:-1], axis=0, dtype=np.int64).T
         # Where pixels touch diagonally, the vertex between them is a corner twice. Shapes have corners in common, too,
         # so the vertices of their boxes are numbered one box after the other.
-        low, high = self.boxes.astype(np.int64).transpose(1, 0, 2)
-        heights, widths = (high - low + 1).T
+        low, high = self.boxes.transpose(1, 0, 2)
+        heights, widths = (high.astype(np.int64) - low + 1).T
         before = np.cumsum(heights * widths) - heights * widths
         y, x = (self.corners - self._of_edges(low)).T
         places = np.sort(self._of_edges(before) + y * self._of_edges(widths) + x)
@@ -89,7 +89,8 @@ class Edges:
         for first in range(0, len(self.corners), AT_ONCE):
             some = slice(first, first + AT_ONCE)
             # Floats hold integers up to 2^53 exactly, and do not overflow where a region is as large as a slide.
-            at, after = ((ends[some] - origins[some]).astype(np.float64).T for ends in (self.corners, self._ends()))
+            ends = self.corners[some], self.corners[self._following[some]]
+            at, after = ((corners - origins[some]).astype(np.float64).T for corners in ends)
             # A vertical edge stands for all pixels on its left, with a sign, so horizontal ones stand for none.
             heights, lengths = _power_sums(after[0]) - _power_sums(at[0]), _power_sums(at[1])
             bounds = np.clip(self.bounds - first, 0, heights.shape[1]).tolist()
