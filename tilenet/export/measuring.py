@@ -64,7 +64,7 @@ class Measuring:
         """Yield the shapes that are somewhere in the image; say how many are not."""
         outside = 0
         for shape in shapes:
-            if shape.extent[1]:
+            if shape.extent.inside:
                 yield shape
             else:
                 outside += 1
