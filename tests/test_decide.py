@@ -3,7 +3,7 @@ import pytest
 
 import tilenet
 from tilenet.card import ModelCard
-from tilenet.decide import Decision
+from tilenet.decide import Decision, ObjectRule
 from tilenet.errors import SettingsError
 
 RNG = np.random.default_rng(0)
@@ -80,6 +80,23 @@ def test_a_threshold_outside_zero_to_one_is_refused_for_a_sigmoid_only(threshold
     with pytest.raises(SettingsError, match=rf"threshold {threshold} is not between 0 and 1"):
         Decision.of_card(ModelCard().completed(1), **options)
     assert Decision.of_card(ModelCard(output="regression").completed(1), **options).threshold == threshold
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("min_size", [0, 7], [-1, np.nan, "7"]),
+        ("prominence", [0, 0.5], [-0.1, np.nan]),
+        ("least_depth", [0, 0.5, 1], [-0.1, 1.1, np.nan]),
+        ("spacing", [(), (1, 2.5)], [(0.9, 1), (1, np.inf), (1, np.nan)]),
+        ("link", [None, 0.01, 1], [0, 1.1, np.nan]),
+    ],
+)
+def test_numbers_that_no_object_can_meet_are_refused_and_the_last_that_one_can_are_taken(name, taken, refused):
+    assert [getattr(ObjectRule(**{name: value}), name) for value in taken] == taken
+    for value in refused:
+        with pytest.raises(SettingsError, match=f"^{name} "):
+            ObjectRule(**{name: value})
 
 
 def test_of_more_classes_than_mask_values_there_are_probabilities_but_no_mask(tmp_path):
