@@ -120,6 +120,7 @@ def test_a_skip_that_does_not_line_up_is_refused():
 def test_footprints_of_other_networks_are_said_in_one_line():
     assert Footprint.valid(2, lost=9).axes[0].span(0, 10) == ((-9, 19), (0, 10))
     assert Footprint.same(3, reach=5).margin == (5, 5, 5)
+    assert Footprint.valid(1, lost=9, step=4).axes[0].smallest == 22, "which leaves one step"
 
 
 def test_unpadded_unets_are_said_by_what_they_lose_their_shortest_input_and_what_they_spoil():
@@ -132,7 +133,7 @@ def test_unpadded_unets_are_said_by_what_they_lose_their_shortest_input_and_what
 
 @pytest.mark.parametrize("name", ["lost", "step", "smallest", "spoiled"])
 def test_a_number_of_an_unpadded_network_that_cannot_be_is_refused_by_its_name(name):
-    for value in (-1, 1.5, (1, 2, 3)):
+    for value in (-1, 1.5, (1, 2, 3), (5, -1), ()):
         with pytest.raises(SettingsError, match=rf"^{name} {re.escape(str(value))}: give a whole number"):
             Footprint.valid(2, **{"lost": 4, name: value})
 
@@ -181,3 +182,6 @@ def test_a_footprint_is_printed_as_the_code_that_makes_it(text):
 def test_a_footprint_of_bare_numbers_is_refused():
     with pytest.raises(SettingsError, match="give one AxisFootprint for each axis, or use Footprint.same"):
         Footprint((1, 4))
+    with pytest.raises(SettingsError, match="give one AxisFootprint for each axis"):
+        Footprint((AxisFootprint(), 4))
+    assert Footprint([AxisFootprint()]) == Footprint((AxisFootprint(),))
