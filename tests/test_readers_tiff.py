@@ -311,7 +311,8 @@ def test_numbers_of_colours_are_told_and_a_table_that_only_shows_greys_in_colour
         with open_image(tmp_path / f"{name}.tif") as image:
             assert np.array_equal(image.read(Box((0, 0), (40, 50)))[0], pixels)
     assert caplog.text.count("numbers of a palette") == 1
-    assert "colours.tif: its pixels are numbers of a palette" in caplog.text
+    said = "colours.tif: its pixels are numbers of a palette, and are read as these numbers, which is right for labels"
+    assert said in caplog.text
 
 
 def test_a_slash_behind_the_name_of_a_file_is_no_damage(tmp_path):

@@ -103,7 +103,7 @@ def _result(
     what = label_names(labels)
     if record["output"] == "objects":
         facts["objects"] = mask.info["objects"]
-        what = f"{facts['objects']} {'volumes' if 'link' in record else 'objects'}"
+        what = counted(mask.info["objects"], "volume" if "link" in record else "object")
     if tissue:
         facts["tissue"] = tissue
         where = "outside of the regions" if "regions" in tissue else "as glass"

@@ -115,8 +115,8 @@ class TiffImage(StoredImage):
         page.decode(None, 0)
         if _is_picture_of_palette(page):
             _warn_once(
-                f"{self.name}: its pixels are numbers of a palette, and are read as greys. Write a picture in colour "
-                f"as RGB first"
+                f"{self.name}: its pixels are numbers of a palette, and are read as these numbers, which is right for "
+                f"labels alone. Write a picture in colour as RGB first"
             )
         if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
             raise ImageError(f"{self.name}: its pixels are YCbCr without JPEG. Convert them to RGB")
