@@ -163,10 +163,10 @@ def test_nothing_is_put_into_another_mask(folder, tilenet_command):
 
 def test_a_geojson_of_ours_is_known_by_a_member_that_readers_pass_over(folder, tilenet_command):
     out = folder / "m.geojson"
-    for more in ((), ("--overwrite", "--as", "annotation")):
+    for more, rule in (((), []), (("--overwrite", "--as", "annotation"), ["rule"])):
         assert tilenet_command("export", folder / "mask.zarr", "--geojson", out, *more)[0] == 0
         collection = json.loads(out.read_bytes())
-        assert list(collection) == ["type", "tilenet", "features"]
+        assert list(collection) == ["type", "tilenet", *rule, "features"]
         assert collection["tilenet"] == tilenet.__version__
     assert collection["features"][0]["properties"]["objectType"] == "annotation"
 
