@@ -245,6 +245,8 @@ def test_regions_that_are_not_there_and_masks_of_several_planes_are_refused(tmp_
     tilenet.segment(stack, tmp_path / "m.zarr", axes="zyx", model=Bright(), objects=True)
     with pytest.raises(SettingsError, match=r"no\.geojson: does not exist\. Check the path"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "no.geojson")
+    with pytest.raises(SettingsError, match="is not a GeoJSON that can be read"):
+        write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / f"{'long' * 100}.geojson")
     (tmp_path / "r.geojson").write_bytes(gzip.compress(b"[]"))
     with pytest.raises(SettingsError, match=r"r\.geojson: is no text, but compressed or a picture\. In QuPath"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "r.geojson")

@@ -27,6 +27,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 WINDOWS = os.name == "nt"
@@ -171,6 +172,10 @@ def refuse_windows() -> None:
 
 
 def refuse_special_file(path: str | os.PathLike[str]) -> None:
-    """Refuse a pipe, a device or a socket, which might be read for ever; a missing file and a folder are left alone."""
-    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+    """Refuse a pipe, a device or a socket, which might be read for ever; what cannot be looked at is left alone."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # whoever reads it says why it cannot be read
+        return
+    if not (S_ISREG(mode) or S_ISDIR(mode)):
         raise SettingsError(f"{path}: is a pipe, a device or a socket, and no file. Write it to a file, and give that")
