@@ -137,6 +137,15 @@ def test_polygons_that_an_export_wrote_with_other_options_are_written_anew(slide
     assert (masks / "a.geojson").read_bytes() == own
 
 
+def test_polygons_take_a_least_area_that_is_a_number_of_numpy(slides, tmp_path):
+    tilenet.batch(slides[0], tmp_path, **POLYGONS)
+    made = []
+    for least in (30, np.int64(30)):
+        tilenet.write_geojson(tmp_path / "a.zarr", tmp_path / "m.geojson", min_area=least, overwrite=True)
+        made.append((tmp_path / "m.geojson").read_bytes())
+    assert made[0] == made[1]
+
+
 def test_what_polygons_of_volumes_cannot_have_is_refused_before_work(tmp_path):
     tifffile.imwrite(tmp_path / "v.tif", np.full((4, 30, 30), 200, np.uint8), photometric="minisblack")
     how = {"model": Bright3D(), "axes": "zyx", "objects": True, "pixel_size": "2,0.5,0.5"}

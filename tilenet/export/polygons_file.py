@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import methodcaller
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -138,7 +139,8 @@ def rule_text(*, kind: Kind = "detection", **options: Any) -> str:
     A batch knows by it polygons that were written with other options, by itself or by `write_geojson`.
     """
     given = {name: value for name, value in options.items() if value} | ({} if kind == KINDS[0] else {"kind": kind})
-    return json.dumps(given, sort_keys=True) if given else ""
+    # Numbers of NumPy's are written as Python's.
+    return json.dumps(given, sort_keys=True, default=methodcaller("item")) if given else ""
 
 
 def rule_of(path: Path) -> str:
