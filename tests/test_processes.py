@@ -1,7 +1,6 @@
 """Objects that are found in several processes of one machine."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -15,8 +14,6 @@ from stub import Bright
 
 from tilenet import machine
 from tilenet.cli.cluster import cluster_of
-from tilenet.geometry import Box
-from tilenet.instances.components import Recent
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering, object_places
@@ -137,10 +134,3 @@ def test_several_processes_find_the_objects_that_one_finds(wanted, tmp_path, mon
     assert one[...].max() > 30 and np.array_equal(one[...], two[...])
     assert one.info == two.info
     assert bool(here) == (share < 10**9)
-
-
-def test_the_large_components_that_this_process_keeps_are_not_sent_with_a_task(tmp_path):
-    task = object_places.PlacesTask(tmp_path, Box((0, 0), (64, 64)), 10**9, "uint32", {(): Recent()})
-    sent = pickle.loads(pickle.dumps(task))
-    assert task.recents and not sent.recents
-    assert sent == task

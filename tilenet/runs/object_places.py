@@ -134,10 +134,6 @@ class PlacesTask:
     # none.
     recents: dict[tuple[int, ...], Recent] = field(default_factory=dict, compare=False)
 
-    def __reduce__(self) -> tuple[type[PlacesTask], tuple[Any, ...]]:
-        """Leave out `recents`, which may be large: another process has its own."""
-        return PlacesTask, (self.depths, self.box, self.memory, self.dtype)
-
     def _forget_other_planes(self) -> None:
         """Drop the large components of planes outside the block: blocks come in array order, so those are done."""
         for plane in list(self.recents):
