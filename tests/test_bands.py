@@ -42,10 +42,11 @@ def test_networks_that_pad_or_clamp_are_not_done_in_bands(options, may):
 def test_a_demand_grows_with_the_tile_by_what_is_not_in_bands():
     axis = AxisFootprint(step=16, lost=92, smallest=188)
     demand = Demand(per_pixel=10, in_band=1000, axis=axis, pixels=500_000)
-    assert demand.of((188, 188)) == 1010 * 188**2
-    assert demand.of((1, 4092, 4092)) == 10 * 4092**2 + 1000 * 4092 * 188
+    assert demand.of((188, 204)) == 1010 * 188 * 204
+    assert demand.of((1, 4092, 3068)) == 10 * 4092 * 3068 + 1000 * 3068 * 188
     assert demand.of((2044, 2044), batch=2) == demand.of((2044, 4088))
     assert Demand(10, 1000).of((4, 5, 6), batch=3) == 1010 * 360
+    assert Demand(10).of((4, 5, 6)) == 10 * 120
 
 
 @pytest.mark.parametrize("wf", range(8))

@@ -138,6 +138,12 @@ def test_a_number_of_an_unpadded_network_that_cannot_be_is_refused_by_its_name(n
             Footprint.valid(2, **{"lost": 4, name: value})
 
 
+def test_a_network_without_axes_is_refused():
+    for values in (5, ()):
+        with pytest.raises(SettingsError, match="one for each of 0 axes"):
+            Footprint.same(0, reach=values)
+
+
 @pytest.mark.parametrize(
     "numbers",
     [

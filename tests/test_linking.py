@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from linked_stacks import by_first_pixels, joined
 
 from tilenet import metrics
-from tilenet.instances.linking import chains, linked
+from tilenet.instances.linking import _digits, chains, linked
 
 
 @st.composite
@@ -84,6 +84,12 @@ def test_an_empty_plane_ends_all_volumes():
     disc = plane((3, 12, 3, 12))
     assert chains_of(disc, plane(), disc) == [1, 2]
     assert chains_of(disc, disc, disc) == [1, 1, 1]
+
+
+@given(*[st.lists(st.integers(1, 2**39 - 1), min_size=2, max_size=2).map(sorted)] * 2)
+def test_the_digits_of_measures_are_in_the_order_of_fractions(one, other):
+    first, second = np.array(_digits(*np.array([one, other]).T)).T.tolist()
+    assert (first < second, first == second) == (Fraction(*one) < Fraction(*other), Fraction(*one) == Fraction(*other))
 
 
 def test_measures_that_floats_cannot_tell_apart_are_told_apart():

@@ -62,7 +62,8 @@ def test_fewer_slices_than_axes_are_refused_since_numpy_and_the_command_line_mea
         SettingsError, match=r"numpy array: roi has . of 3 slices. Write \.\.\. for the others, such as"
     ):
         tilenet.segment(volume, axes="zyx", model=network, roi=roi)
-    assert find_roi(np.s_[2:4, ...], volume.shape, name="v").shape == volume[2:4].shape
+    for whole in (np.s_[2:4, ...], np.s_[..., 2:4], np.s_[2:4, ..., 5:], ...):
+        assert find_roi(whole, volume.shape, name="v").shape == volume[whole].shape
 
 
 def test_a_part_reads_no_more_than_its_own_context():
@@ -119,6 +120,7 @@ def test_verify_looks_for_a_part_where_it_lies(tmp_path, network, monkeypatch):
         ([(0, 1)] * 3, "3 axes, the image 2"),
         (np.s_[0:10:2, :], "step"),
         ([5, 7], "neither a slice nor"),
+        (7, "roi 7 is no part"),
     ],
 )
 def test_a_part_that_is_not_one_is_refused(roi, why, network):
@@ -136,7 +138,7 @@ def test_a_part_may_be_said_in_python_as_it_is_typed(network):
 def test_a_part_is_typed_as_starts_and_stops():
     assert find_roi(parse_roi("3:,:9"), (20, 30), name="x") == Box((3, 0), (20, 9))
     assert find_roi(parse_roi("-3:,:-9"), (20, 30), name="x") == Box((17, 0), (20, 21))
-    for wrong in ("", "3", "3:4:5", "a:b", "--3:5"):
+    for wrong in ("", "3", "3:4:5", "a:b", "--3:5", "3:4,5"):
         with pytest.raises(SettingsError, match="start:stop"):
             parse_roi(wrong)
 

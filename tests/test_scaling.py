@@ -80,8 +80,13 @@ def test_windows_reach_from_end_to_end_and_of_a_series_of_stacks_they_are_no_mor
 
 
 def test_pixels_that_are_no_numbers_have_no_percentiles():
-    with pytest.raises(ImageError, match=r"scan\.tif: has pixels that are not finite"):
-        of_percentiles([np.array([[1, np.nan]], np.float32)], {"low": 1, "high": 99}, name="scan.tif")
+    for parts in ([[1, np.nan]], [[1, 2], [np.inf, 3]], [[np.nan], [1]]):
+        with pytest.raises(ImageError, match=r"scan\.tif: has pixels that are not finite"):
+            of_percentiles([np.array([part], np.float32) for part in parts], {"low": 1, "high": 99}, name="scan.tif")
+
+
+def test_a_flat_image_is_divided_by_1():
+    assert of_percentiles([np.full((1, 9), 7, np.uint8)], {"low": 1, "high": 99}, name="") == Scaling((7.0,), (1.0,))
 
 
 def test_percentiles_of_each_channel_are_those_of_that_channel_alone():
