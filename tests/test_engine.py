@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tilenet
-from tilenet.fast import steps, winograd
+from tilenet.fast import layers, steps, winograd
 from tilenet.fast.compiled import CompiledClassification, CompiledConvolution, CompiledUpsampling, DirectConvolution
 from tilenet.fast.native import find_instructions
 from tilenet.fast.stream import PassState
@@ -227,7 +227,7 @@ def test_outputs_of_any_number_leave_the_stack_alone(classes):
 def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
     network = network_of(NARROW)
     assert accelerate(network) is not None
-    monkeypatch.setattr(steps, "_folded", lambda layer, before: (layer.weight * 1.001, layer.bias))
+    monkeypatch.setattr(layers, "_folded", lambda layer, before: (layer.weight * 1.001, layer.bias))
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerate(network) is None
     assert "the plain one is used" in caplog.text

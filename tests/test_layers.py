@@ -49,6 +49,7 @@ HOMES = {
         "fast/winograd",
         "fast/native",
         "fast/compiled",
+        "fast/layers",
         "fast/steps",
         "fast/frames",
         "fast/frame_network",
