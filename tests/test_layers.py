@@ -44,6 +44,7 @@ PURE = {
 }
 HOMES = {
     "torch": {
+        "unet_blocks",
         "unet",
         "fast/stream",
         "fast/winograd",

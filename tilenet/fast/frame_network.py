@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tilenet.bands import pools_by_two
 from tilenet.fast import frames
 from tilenet.fast.layers import Affine, Layer, layers_of
-from tilenet.unet import UNet, UpBlock, blocks_of
+from tilenet.unet import UNet, blocks_of
+from tilenet.unet_blocks import UpBlock
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

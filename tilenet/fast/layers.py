@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tilenet.unet import ConvBlock
+from tilenet.unet_blocks import ConvBlock
 
 Affine = tuple[Tensor, Tensor]
 

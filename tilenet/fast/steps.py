@@ -28,7 +28,8 @@ from tilenet.fast.layers import Layer, layers_of
 from tilenet.fast.native import find_instructions
 from tilenet.fast.stream import NotFinite, PassState, between, height_of, joined, stacked
 from tilenet.fast.winograd import WinogradConvolution
-from tilenet.unet import LINEAR, POOL, ConvBlock, UNet, UpBlock, blocks_of
+from tilenet.unet import UNet, blocks_of
+from tilenet.unet_blocks import LINEAR, POOL, ConvBlock, UpBlock
 
 # Compiled convolutions need a multiple of this many output channels. They use Winograd's method if the input channels
 # are a multiple of it, too, and are direct otherwise.
