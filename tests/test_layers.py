@@ -59,6 +59,7 @@ HOMES = {
         "models/weights",
         "probe/answers",
         "probe/claims",
+        "models/architecture",
         "models/saved",
         "predict/predictors",
         "predict/memory",
