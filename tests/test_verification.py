@@ -12,6 +12,7 @@ from stub import Threshold
 from workers import recorded_as
 
 import tilenet
+from tilenet.border_windows import border_windows
 from tilenet.errors import (
     ANEW,
     REPAIR,
@@ -24,7 +25,7 @@ from tilenet.errors import (
 )
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
-from tilenet.verification import Verification, border_windows
+from tilenet.verification import Verification
 
 
 def test_a_mask_that_is_right_passes(out, network):

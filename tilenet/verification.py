@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 from tilenet import machine
 from tilenet.address import check_local, file_of, is_address
 from tilenet.arguments import known_options
+from tilenet.border_windows import windows_of
 from tilenet.errors import ANEW, REPAIR, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
-from tilenet.geometry import Box, cell_box
+from tilenet.geometry import Box
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.job import Job
 from tilenet.jobs.mismatch import Difference
@@ -26,7 +26,7 @@ from tilenet.masks.provenance import check_image, how_to_name_image
 from tilenet.masks.tiff_mask import open_mask, open_tiff_mask
 from tilenet.masks.tiff_store import is_tiff
 from tilenet.models.saved import packaged_models
-from tilenet.plan import Plan, tile_of
+from tilenet.plan import tile_of
 from tilenet.readers.planes import LITTER
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
@@ -35,8 +35,6 @@ from tilenet.store import AnyMask, Store
 from tilenet.store.metadata import foreign_entries
 
 LOG = logging.getLogger("tilenet")
-# Side of a window in pixels; of 3-D networks a quarter of it. The window is always long enough to cross a tile border.
-WINDOW = 160
 # A pixel may differ where the logits of two mask values are closer than this fraction of the
 # logits' range: another tile shape rounds differently in the last bits.
 TIE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
@@ -156,7 +154,7 @@ def verify(
             return found
         with job, machine.threads(job.record["threads"]):
             predictor = job.predictor(Scaling.from_json(mask.info["scaling"]))
-            boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
+            boxes = list(windows_of(mask, job.plan, windows, np.random.default_rng(seed)))
             if not boxes:
                 found.not_recomputed = "there is no tissue, and all of the mask is background"
             for done, box in enumerate(boxes, start=1):
@@ -230,40 +228,6 @@ def _damage(out: Path) -> Verification:
     damage += [f"{name} is extra: tilenet did not write it" for name in foreign]
     lasting = [found.file for found in changed if found.file == store.layout.root]
     return Verification(damage=damage, foreign=foreign, lasting=lasting)
-
-
-def _windows(mask: AnyMask, plan: Plan, count: int, rng: np.random.Generator) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders that touch a block that was computed, not skipped."""
-    if mask.tissue is None:
-        return border_windows(plan, count, rng)
-    with_tissue = rng.permutation(np.argwhere(mask.tissue.blocks_with_tissue(mask.layout)))[:count]
-    (y, x), stop = mask.layout.block[-2:], mask.shape[-2:]
-    blocks = [cell_box((row * y, column * x), (y, x), stop) for row, column in with_tissue.tolist()]
-    return border_windows(plan, count if blocks else 0, rng, blocks)
-
-
-def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequence[Box] = ()) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders, each of which touches one of `parts`, in turn."""
-    parts = parts or [Box.of_shape(plan.shape[-2:])]
-    inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
-    side = WINDOW if inner < 3 else WINDOW // 4
-    # Every border is visited before any is again; along an axis of single planes or time points, every index.
-    orders = [rng.permutation(np.arange(t if t > 1 else 0, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)]
-    leading = len(plan.shape) - 2
-    for i in range(count):
-        part = parts[i % len(parts)]
-        lows, highs = (0,) * leading + part.start, plan.shape[:leading] + part.stop
-        turns = (i,) * leading + (i // len(parts),) * 2
-        start, stop = [], []
-        for n, t, order, turn, low, high in zip(plan.shape, plan.tile, orders, turns, lows, highs, strict=True):
-            length = 1 if t == 1 else side
-            # A window over the border at `high`, too, lies on both sides of it.
-            borders = order[(low <= order) & (order < high + (t > 1))]
-            middle = int(borders[turn % len(borders)]) if len(borders) else int(rng.integers(low, high))
-            first = middle - int(rng.integers(length // 4, 3 * length // 4 + 1)) if t > 1 else middle
-            start.append(max(0, min(first, n - length)))
-            stop.append(min(n, start[-1] + length))
-        yield Box(tuple(start), tuple(stop))
 
 
 def _made_with(differs: Difference) -> str:
