@@ -1,5 +1,6 @@
 """Objects of a part of an image: those of the whole, and found by looking no further than they must."""
 
+import pickle
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -39,6 +40,7 @@ def numbered_by_parts(whole, side, rule, left_out=None):
         start = tuple(side * c for c in corner)
         part = Box(start, tuple(a + side for a in start)) & Box.of_shape(shape)
         labels, firsts, unsure = find_objects(part, shape, lambda box: part_of(whole, box), rule)
+        assert firsts[0] == -1
         places[part.slices] = (firsts + 1)[labels]
         if left_out is not None:
             left_out.append(unsure)
@@ -144,13 +146,25 @@ def test_objects_that_are_nowhere_deep_enough_are_counted_once_whatever_the_part
     assert numbered(whole, rule)[1] == sum(left_out)
 
 
-def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
+@pytest.fixture
+def worm():
     y, x = np.indices((300, 420))
-    worm = (np.abs(y - 150 - 100 * np.sin(x / 40)) < 6) & (x > 3) & (x < 415)
-    whole = View(worm, np.where(worm, np.float32(1), np.float32(0)))
-    found = numbered_by_parts(whole, 40, ObjectRule())
-    assert np.array_equal(found, numbered(whole)[0]) and np.array_equal(found > 0, worm)
+    foreground = (np.abs(y - 150 - 100 * np.sin(x / 40)) < 6) & (x > 3) & (x < 415)
+    return View(foreground, foreground.astype(np.float32))
+
+
+def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole(worm):
+    found = numbered_by_parts(worm, 40, ObjectRule())
+    assert np.array_equal(found, numbered(worm)[0]) and np.array_equal(found > 0, worm.foreground)
     assert found.max() == 1
+
+
+def test_what_is_kept_of_a_large_component_takes_as_many_bytes_as_are_said(worm):
+    recent = components.Recent()
+    assert recent.n_bytes == 0
+    find_objects(Box((130, 100), (170, 140)), worm.foreground.shape, lambda box: part_of(worm, box), recent=recent)
+    assert recent.n_bytes == sum(kept.nbytes for kept in (*recent.window.view, recent.window.labels, recent.found)) > 0
+    assert pickle.loads(pickle.dumps(recent)) == components.Recent()
 
 
 def test_a_component_that_takes_more_than_the_memory_is_refused_with_its_size():

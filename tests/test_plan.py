@@ -2,6 +2,8 @@ import pickle
 import re
 import time
 from dataclasses import FrozenInstanceError, replace
+from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
@@ -140,6 +142,10 @@ def test_a_memory_that_holds_no_tile_is_refused_with_the_number():
     assert len(plan_tiles(*asked, memory=f"{enough}MB", demand=Demand(1300)))
     with pytest.raises(SettingsError, match=f"give --memory {enough}MB or more"):
         plan_tiles(*asked, memory=f"{enough - 1}MB", demand=Demand(1300))
+    least = 204**2 * 1300 * 4 // 3  # a tile of 16 px reads 204, and activations may fill three quarters
+    assert plan_tiles(*asked, memory=least, demand=Demand(1300)).tile == (16, 16)
+    with pytest.raises(SettingsError, match=told.replace("7.5", "54.1")):
+        plan_tiles(*asked, memory=least - 1, demand=Demand(1300))
 
 
 @pytest.mark.parametrize(("side", "block"), [(300, 512), (2048, 512), (4096, 1024), (10_000, 2048), (100_000, 4096)])
@@ -174,15 +180,55 @@ def test_planes_of_a_stack_share_a_block_but_never_a_tile():
     assert plan_tiles((5, 10, 256, 256), Footprint((CLASSIC,) * 2)).block[0] == 1
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=2), st.sampled_from([100, 256, 700, 2000]))
+def test_planes_share_a_block_as_long_as_sixteen_whole_blocks_are_left(outer, side):
+    plan = plan_tiles((*outer, side, side), Footprint((CLASSIC,) * 2))
+    pixels, in_plane = min(side, plan.block[-1]) ** 2, (-(-side // plan.block[-1])) ** 2
+    fitting = [
+        planes
+        for planes in product(*([2**k for k in range(6) if 2**k <= n] for n in outer))
+        if all(a == 1 or planes[k + 1 :] == tuple(outer[k + 1 :]) for k, a in enumerate(planes))
+        and prod(planes) * pixels <= 2**22
+        and prod(n // a for n, a in zip(outer, planes, strict=True)) * in_plane >= 16
+    ]
+    assert plan.block[:-2] == max(fitting, key=prod, default=(1,) * len(outer))
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([16, 64, 128]), st.integers(10**7, 10**9))
+def test_a_default_batch_is_as_large_as_a_block_a_million_pixels_and_the_memory_allow(height, width, tile, memory):
+    demand = Demand(1300)
+    plan = plan_tiles((height, width), Footprint((CLASSIC,) * 2), tile=tile, block=256, memory=memory, demand=demand)
+    sizes, read = range(1, len(list(plan[0].tiles)) + 1), plan.largest_read
+    fitting = [n for n in sizes if n * prod(read) <= 2**20 and demand.of(read, n) <= memory * 3 // 4]
+    assert plan.batch == max(fitting, default=1)
+
+
 def test_a_tile_far_outside_the_image_is_computed_like_any_other():
     tile = tile_of(Footprint((CLASSIC,)), Box((-40,), (-3,)))
     assert (tile.read.start[0] + 92) % 16 == 0
     assert tile.crop.shape == (37,)
 
 
-def test_an_image_with_too_few_axes_is_refused():
-    with pytest.raises(SettingsError, match="does not suit a network with 2 axes"):
-        plan_tiles((100,), Footprint((CLASSIC,) * 2))
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"shape": (100,)}, "does not suit a network with 2 axes"),
+        ({"shape": (100, 0)}, "does not suit a network with 2 axes"),
+        ({"shape": (9,) * 4, "footprint": Footprint.same(4, reach=1)}, "a network has 1 to 3 axes, not 4"),
+        ({"origin": (3,)}, r"origin \(3,\) needs 2 numbers"),
+        ({"tile": 16.5}, "tile 16.5: neither a whole number nor a sequence of them"),
+        ({"tile": (16, 0)}, "tile 16 x 0 needs 2 positive sides"),
+        ({"block": (16,)}, "block 16 needs 2 positive sides"),
+        ({"batch": 0}, "batch 0: give a whole number, 1 at least"),
+        ({"batch": 1.5}, "batch 1.5: give a whole number, 1 at least"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_plan_is_refused(asked, said):
+    usual = {"shape": (100, 100), "footprint": Footprint((CLASSIC,) * 2)}
+    assert plan_tiles(**usual, batch=2.0).batch == 2
+    with pytest.raises(SettingsError, match=said):
+        plan_tiles(**usual | asked)
 
 
 def test_a_plan_reads_like_a_sequence():
@@ -196,5 +242,7 @@ def test_a_plan_takes_memory_as_text_and_says_what_else_it_needs():
     footprint = Footprint.same(2, reach=20, step=4)
     plan = plan_tiles((9000, 9000), footprint, memory="500MB")
     assert plan == plan_tiles((9000, 9000), footprint, memory=500_000_000) != plan_tiles((9000, 9000), footprint)
+    usual = {"memory": "4GB", "demand": Demand(2048)}
+    assert plan_tiles((9000, 9000), footprint, **usual) == plan_tiles((9000, 9000), footprint)
     with pytest.raises(SettingsError, match=r"a plan needs a footprint, not a list\. Give network\.footprint"):
         plan_tiles((9000, 9000), [footprint])

@@ -124,7 +124,7 @@ def _check_shape(shape: tuple[int, ...], footprint: Footprint, origin: tuple[int
         raise SettingsError(f"a plan needs a footprint, not a {type(footprint).__name__}. Give network.footprint")
     if footprint.ndim not in BLOCK_SIDES:
         raise SettingsError(f"a network has 1 to {max(BLOCK_SIDES)} axes, not {footprint.ndim}")
-    if len(shape) < footprint.ndim or min(shape, default=0) < 1:
+    if len(shape) < footprint.ndim or min(shape) < 1:
         raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
     if len(origin) not in (0, len(shape)):
         raise SettingsError(f"origin {origin} needs {len(shape)} numbers, one per axis of the image")
@@ -176,16 +176,14 @@ def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple
     (8, 8)
     """
     room = STACKED_PIXELS // prod(map(min, block, shape))
-    # Blocks, with one plane each along the outer axes that are not done; in the loop, without the axis at hand.
+    # Blocks, with one plane each along the outer axes; in the loop, without the axis at hand and those that are done.
     beside = prod(outer) * prod(map(ceil_div, shape, block))
     planes: tuple[int, ...] = ()
     for n in reversed(outer):
         side, beside = 1, beside // n
         while side * 2 <= min(room, n) and n // (side * 2) * beside >= ENOUGH_BLOCKS:
             side *= 2
-        planes, room, beside = (side, *planes), room // side, beside * ceil_div(n, side)
-        if side < n:  # it does not hold all planes along this axis
-            room = 0
+        planes, room = (side, *planes), room // side if side == n else 0
     return planes
 
 
