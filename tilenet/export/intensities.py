@@ -25,6 +25,7 @@ from tilenet.export.positive_rules import STAINS, VERDICTS, judged, parse_positi
 from tilenet.masks.provenance import image_of, refuse_another, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
+from tilenet.readers.views import channel_numbers
 from tilenet.store import AnyMask
 from tilenet.tissue.detection import is_dark
 
@@ -171,7 +172,7 @@ class Intensities:
         # Channels may be called by their wavelengths.
         is_number = self._positive.isdecimal() and self._positive not in image.channel_names
         try:
-            (number,) = image.channel_numbers(int(self._positive) if is_number else self._positive)
+            (number,) = channel_numbers(image, int(self._positive) if is_number else self._positive)
         except ImageError as error:
             raise SettingsError(f"{error}; pictures in 8-bit colour have the stains {', '.join(STAINS)}") from error
         if number >= image.n_channels:

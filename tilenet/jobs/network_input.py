@@ -16,6 +16,7 @@ from tilenet.readers.calibrated import overruled_size
 from tilenet.readers.image import Image
 from tilenet.readers.planes import PlanesImage
 from tilenet.readers.resampled import at_resolution, in_plane
+from tilenet.readers.views import channel_numbers
 from tilenet.resolution import Resolution, recorded, resolve, size_text
 
 LOG = logging.getLogger("tilenet")
@@ -52,7 +53,7 @@ def as_network_input(
         LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
     if opened.drops_alpha:
         LOG.info("%s: its alpha channel is not read: transparent pixels are segmented like all others", opened.name)
-    channels = None if options.channels is None else opened.channel_numbers(options.channels)
+    channels = None if options.channels is None else channel_numbers(opened, options.channels)
     resolution = _resolution(opened, card, options, footprint)
     whole = at_resolution(opened, resolution)
     _check_axes(whole, footprint)

@@ -27,6 +27,7 @@ from tilenet.readers.calibrated import CalibratedImage, parse_pixel_size
 from tilenet.readers.formats import PICTURES, dicom_files, kind_of, refuse_remote_file
 from tilenet.readers.guards import Missing, as_image_errors
 from tilenet.readers.image import Image
+from tilenet.readers.views import channel_numbers
 from tilenet.readers.zarr_metadata import has_documents
 
 __all__ = ["open_image"]
@@ -107,7 +108,7 @@ def open_image(
     try:
         opened = image.at_level(level) if level else image
         opened = opened if size is None else CalibratedImage(opened, size)
-        return opened if channels is None else opened.with_channels(opened.channel_numbers(channels))
+        return opened if channels is None else opened.with_channels(channel_numbers(opened, channels))
     except TilenetError:
         if not isinstance(source, Image):
             image.close()

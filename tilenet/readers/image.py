@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
-from operator import index
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.coordinates import CoordinateTransform
 from tilenet.readers.mirroring import fold
@@ -275,25 +274,6 @@ class Image(ABC):
     def read_channels(self, box: Box, channels: tuple[int, int]) -> Pixels:
         """Return the pixels of a half-open range of channels, in a box inside the image."""
         raise NotImplementedError
-
-    def channel_numbers(self, channels: int | str | Sequence[int | str]) -> tuple[int, ...]:
-        """Return the numbers of one or several channels, given by number or by name."""
-        several = (channels,) if isinstance(channels, str) or not isinstance(channels, Iterable) else channels
-        try:
-            return tuple(self._named(channel) if isinstance(channel, str) else index(channel) for channel in several)
-        except TypeError as error:
-            raise SettingsError(f"channels {channels!r}: neither numbers nor names. Give one, or a list") from error
-
-    def _named(self, channel: str) -> int:
-        found = [k for k, name in enumerate(self.channel_names) if name and name == channel]
-        if not found:
-            found = [k for k, name in enumerate(self.channel_names) if name.casefold() == channel.casefold()]
-        if len(found) == 1:
-            return found[0]
-        numbers = " and ".join(map(str, found))
-        names = ", ".join(dict.fromkeys(filter(None, self.channel_names))) or "no named channels"
-        what = f"{len(found)} channels {channel!r} ({numbers})" if found else f"no channel {channel!r} ({names})"
-        raise ImageError(f"{self.name}: has {what}. Choose by number, 0 to {self.n_channels - 1}, or another name")
 
     def with_channels(self, channels: Sequence[int]) -> Image:
         """Return a view of some channels, in the order given."""

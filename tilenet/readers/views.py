@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.coordinates import CoordinateTransform
 from tilenet.readers.image import Image, Level, Pixels
@@ -97,3 +99,26 @@ class ChannelView(DerivedImage):
             return self._image.read_inside(box)[list(self._channels)]
         parts = [self._image.read_channels(box, run) for run in self._runs]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]
+
+
+def channel_numbers(image: Image, channels: int | str | Sequence[int | str]) -> tuple[int, ...]:
+    """Return the numbers of one or several channels of an image, given by number or by name."""
+    several = (channels,) if isinstance(channels, str) or not isinstance(channels, Iterable) else channels
+    try:
+        return tuple(_number(image, each) if isinstance(each, str) else index(each) for each in several)
+    except TypeError as error:
+        raise SettingsError(f"channels {channels!r}: neither numbers nor names. Give one, or a list") from error
+
+
+def _number(image: Image, channel: str) -> int:
+    """Return the number of the channel of a name, in which the case matters only if there are several such names."""
+    names = image.channel_names
+    found = [k for k, name in enumerate(names) if name and name == channel]
+    if not found:
+        found = [k for k, name in enumerate(names) if name.casefold() == channel.casefold()]
+    if len(found) == 1:
+        return found[0]
+    numbers = " and ".join(map(str, found))
+    named = ", ".join(dict.fromkeys(filter(None, names))) or "no named channels"
+    what = f"{len(found)} channels {channel!r} ({numbers})" if found else f"no channel {channel!r} ({named})"
+    raise ImageError(f"{image.name}: has {what}. Choose by number, 0 to {image.n_channels - 1}, or another name")
