@@ -167,8 +167,7 @@ def test_a_size_along_z_alone_may_be_given_to_export_of_a_volume(tmp_path, level
 
 
 @pytest.mark.parametrize("how", [{}, {"pixel_size": 0.1}])
-def test_a_size_along_z_that_an_older_version_believed_alone_is_replaced_by_export(tmp_path, caplog, how):
-    # Older versions kept an implausible size along z where they dropped those along y and x.
+def test_a_size_along_z_that_a_file_states_alone_is_replaced_by_export(tmp_path, caplog, how):
     image = tmp_path / "v.ome.tif"
     tifffile.imwrite(image, VOLUME, metadata={"axes": "ZYX", "PhysicalSizeZ": 352.8}, ome=True)
     mask = tilenet.segment(image, tmp_path / "m.zarr", model=Bright3D(), objects=True, threads=1, **how)

@@ -3,7 +3,6 @@
 import csv
 import json
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from faults import STUB, entries, tree_hash, wait_until
 from ome_images import write_ome_zarr
 from ome_zarr_models import v04, v05
 from store_helpers import tree
-from stub import Bright, Threshold
+from stub import Bright
 from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, blocks_of, glass, write  # noqa: F401
 from workers import Cluster
 
@@ -23,7 +22,7 @@ from tilenet.batches.image_runs import BatchRun
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.geometry import Box
 from tilenet.readers.image import Image
-from tilenet.store import Store, TissueMap
+from tilenet.store import Store
 from tilenet.tissue import detection
 from tilenet.workers import worker
 
@@ -182,51 +181,14 @@ def test_a_run_that_is_gone_on_with_looks_for_no_tissue(slide, tmp_path, monkeyp
     assert tree(tmp_path / "m.zarr") == tree(tmp_path / "whole.zarr")
 
 
-def call_context_tissue(monkeypatch):
-    """Have maps be as before they kept which cells are only context."""
-    found = detection.find
-
-    def find(*args):
-        new = found(*args)
-        return replace(new, map=TissueMap(new.map.cells, new.map.covers))
-
-    monkeypatch.setattr(detection, "find", find)
-
-
-def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area_is_told_truly(
-    slide, tmp_path, tilenet_command, monkeypatch
-):
-    names, options = ("new", "old", "resumed"), OPTIONS | {"objects": True, "model": Bright(bright=900)}
-    new = tilenet.segment(slide, tmp_path / "new.zarr", tissue=True, **options)
-    with monkeypatch.context() as before:
-        call_context_tissue(before)
-        old = tilenet.segment(slide, tmp_path / "old.zarr", tissue=True, **options)
-    assert "own" in new.layout.tissue and "own" not in old.layout.tissue
-    Store.create(tmp_path / "resumed.zarr", old.layout, old.info).close()
-    tilenet.segment(slide, tmp_path / "resumed.zarr", resume=True, **options)
-    files = {name: tree(tmp_path / f"{name}.zarr") for name in names}
-    assert files["resumed"] == files["old"]
-    differ = {file for file in files["new"] if files["new"][file] != files["old"].get(file)}
-    assert differ == {"zarr.json", ".tilenet/journal.jsonl"} and files["new"].keys() == files["old"].keys()
-    areas = {}
-    for name in names[:2]:
-        assert tilenet_command("verify", tmp_path / f"{name}.zarr")[0] == 0
-        code, out, _ = tilenet_command("export", tmp_path / f"{name}.zarr", "--csv", tmp_path / f"{name}.csv", "--json")
-        said = json.loads(out)
-        told = any("what lies within 1 px of tissue, too" in line for line in said["remarks"])
-        assert code == 0 and told == (name == "old")
-        areas[name] = said["csv"]["tissue_mm2"]
-        (count,), (density,) = (said["csv"][key].values() for key in ("in_tissue", "per_mm2_of_tissue"))
-        assert density == pytest.approx(count / areas[name], abs=0.01)
-    # 300 x 400 px of 0.5 um: all cells of 16 px that they touch. The other map has a rim of one more cell.
-    assert areas["new"] == pytest.approx(20 * 26 * 64e-6, rel=0.01)
-    assert areas["old"] == pytest.approx(22 * 28 * 64e-6, rel=0.01)
-
-
-def test_no_area_is_called_too_large_where_the_network_has_no_context(slide, tmp_path, caplog, monkeypatch):
-    call_context_tissue(monkeypatch)
-    tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, **OPTIONS | {"model": Threshold()})
-    assert tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv").tissue_mm2 and "too large" not in caplog.text
+def test_the_area_of_tissue_is_that_of_the_cells_that_have_tissue_themselves(slide, tmp_path, tilenet_command):
+    tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, objects=True, **OPTIONS | {"model": Bright(bright=900)})
+    code, out, _ = tilenet_command("export", tmp_path / "m.zarr", "--csv", tmp_path / "m.csv", "--json")
+    said = json.loads(out)["csv"]
+    # 300 x 400 px of 0.5 um: all cells of 16 px that they touch, without the rim of one cell that is only context.
+    assert code == 0 and said["tissue_mm2"] == pytest.approx(20 * 26 * 64e-6, rel=0.01)
+    (count,), (density,) = (said[key].values() for key in ("in_tissue", "per_mm2_of_tissue"))
+    assert density == pytest.approx(count / said["tissue_mm2"], abs=0.01)
 
 
 def test_verify_knows_what_was_skipped(slide, tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: MaskPlacement) -> tuple[fl
 def _states_z_alone(mask: AnyMask) -> bool:
     """Return whether a size along z is all that the file of an image stated of its pixels, as far as its mask tells.
 
-    Older versions dropped implausible sizes along y and x, and kept the one along z of the same unit.
+    Such a size is often a default of the program that wrote the file, so that another may replace it.
     """
     return None in mask.pixel_size[-2:] or len(mask.info["record"].get("pixel_size") or ()) == 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -21,8 +20,6 @@ from tilenet.export.shapes import class_names, has_volumes
 from tilenet.export.totals import Measured, sizes_of
 from tilenet.geometry import Box
 from tilenet.store import AnyMask, TissueMap
-
-LOG = logging.getLogger("tilenet")
 
 
 class Tally:
@@ -80,12 +77,6 @@ def _empty_result(mask: AnyMask, out: Path, grid: MaskPlacement) -> Measured:
     found.in_tissue, found.inside = Counter(none), prod(inside) / prod(mask.shape[-2:])
     if mask.tissue is not None:
         found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin), inside)
-        if any((mask.info.get("tissue") or {}).get("dilated", ())) and mask.tissue.own is None:
-            LOG.warning(
-                "%s: its tissue map, of an earlier tilenet, has what lies within %d px of tissue, too: the area of "
-                "tissue is too large, and its density too low. Only segmenting it anew tells them apart",
-                *(mask.path, max(mask.info["tissue"]["dilated"])),
-            )
     found.volumes, found.voxel_um3 = has_volumes(mask), voxel
     if found.volumes:
         first, planes = mask.origin[-3], mask.shape[-3]

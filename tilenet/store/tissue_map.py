@@ -155,7 +155,6 @@ class TissueMap:
     def to_json(self) -> dict[str, Any]:
         """Return the map as plain values, with one bit per cell, row by row, deflated, in base64."""
         values = {"cells": list(self.cells.shape), "covers": list(self.covers), "bits": _packed(self.cells)}
-        # A key of its own: a version that does not know it comes to the same blocks.
         return values if self.own is None else values | {"own": _packed(self.own)}
 
     @classmethod
