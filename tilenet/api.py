@@ -247,19 +247,12 @@ def segment(
         target, out = labels_place(into, name, out, model)
     if out is None and (resume or overwrite):
         raise SettingsError("resume and overwrite are for a mask on disk: give out")
-    if objects:
-        refuse_with_objects(output)
-        output = "objects"
-    else:
-        check_output_option(output, stored=out is not None)
+    output = _checked_output(output, objects=objects, stored=out is not None)
     options = Options(**settings, output=output)
     refuse_missing(model)  # before what is at `out`, which would be all that is said
     request = Request(image, model, options, footprint, target)
     if client is not None:
-        if out is None:
-            raise SettingsError("workers write into a store: give out with client")
-        check_sendable(image, model)
-        check_client(client)
+        _check_workers(client, image, model, stored=out is not None)
     if shard is not None:
         shares.check_combination(out, target, overwrite=overwrite, client=client)
     if out is None:
@@ -280,3 +273,20 @@ def _check_kinds(out: Any, **called: Any) -> None:
     for name, function in called.items():
         if function is not None and not callable(function):
             raise SettingsError(f"{name} {function!r} is nothing that can be called. Give a function, or leave it out")
+
+
+def _checked_output(output: str | None, *, objects: bool, stored: bool) -> str | None:
+    """Return what is to be made, as a run record has it; refuse what cannot be."""
+    if objects:
+        refuse_with_objects(output)
+        return "objects"
+    check_output_option(output, stored=stored)
+    return output
+
+
+def _check_workers(client: Any, image: Any, model: Any, *, stored: bool) -> None:
+    """Refuse what the workers of a cluster cannot do."""
+    if not stored:
+        raise SettingsError("workers write into a store: give out with client")
+    check_sendable(image, model)
+    check_client(client)

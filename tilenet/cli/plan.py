@@ -120,11 +120,19 @@ def _sum_rows(result: dict[str, Any], *, objects: bool) -> list[str]:
 
 def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any], list[str]]:
     """Return how an image would be cut, and the resources it takes, as a dict and as lines of text."""
-    p, roi = job.plan, job.record["roi"]
-    result = {
+    result, rows = _facts_of(job, needs), _rows_of(image, job, needs)
+    if job.search.rule:
+        result["tissue"], told = _tissue_of(job)
+        rows.append(f"tissue      {told}")
+    return result, rows
+
+
+def _facts_of(job: Job, needs: dict[str, int]) -> dict[str, Any]:
+    p = job.plan
+    return {
         "shape": p.shape,
         "resolution": job.resolution.to_json() | {"why": job.resolution.text},
-        "roi": roi,
+        "roi": job.record["roi"],
         "tile": p.tile,
         "block": p.block,
         "batch": p.batch,
@@ -134,6 +142,10 @@ def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any
         "redundancy": round(p.redundancy, 3),
         **needs,
     }
+
+
+def _rows_of(image: str, job: Job, needs: dict[str, int]) -> list[str]:
+    p, roi = job.plan, job.record["roi"]
     device = f", {gigabytes(needs['device_bytes'])} device" if needs["device_bytes"] else ""
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     part += _overruled(job.image)
@@ -150,10 +162,7 @@ def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any
     ]
     if needs["files"] > MANY_FILES:
         rows[-1] += ". Take parts, one mask each: --roi"
-    if job.search.rule:
-        result["tissue"], told = _tissue_of(job)
-        rows.append(f"tissue      {told}")
-    return result, rows
+    return rows
 
 
 def _room_rows(room: dict[str, int], what: str, *, objects: bool) -> list[str]:

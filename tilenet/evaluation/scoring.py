@@ -106,10 +106,7 @@ def evaluate(
     for a, b in pairs.values():
         for frames in _frames(a, b, remarked, splits=splits_masks, axes=axes, pixel_size=pixel_size):
             scored.add(*frames)
-    for name, paths in remarked.items():
-        if paths:
-            others = f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
-            LOG.warning(f"%s: {REMARKS[name]}", paths[0], others)
+    _remark(remarked)
     if scored.covers_without_a_match():
         LOG.warning(
             "%s: covers the objects of the truth (Dice %.2f), but no object matches one: they are joined, or end "
@@ -117,6 +114,14 @@ def evaluate(
             *(prediction, scored.pixels[1].dice),
         )
     return scored.of_pixels() | ({} if classes else scored.of_objects())
+
+
+def _remark(remarked: Mapping[str, Sequence[Path]]) -> None:
+    """Say what `REMARKS` has of the files for which it holds."""
+    for name, paths in remarked.items():
+        if paths:
+            others = f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
+            LOG.warning(f"%s: {REMARKS[name]}", paths[0], others)
 
 
 class _Scored:

@@ -111,12 +111,7 @@ def _make_job(
     if plan.largest_batch > 1 and answer.repeats:
         answer = replace(answer, mixing=ask_in_batches(network, footprint, taken.image.n_channels))
     _remark_model(card.name or type(network).__name__, card, answer, strict=options.strict)
-    decision = Decision.of_card(
-        card,
-        options.output or "mask",
-        threshold=options.threshold,
-        probability_dtype=options.probability_dtype or "float32",
-    )
+    decision = _decision(card, options)
     job = Job(
         image=taken.image,
         network=network,
@@ -134,6 +129,11 @@ def _make_job(
         inside=inside,
     )
     return replace(job, record=run_record(job, taken, options, precision=precision, engine=engine, part=part))
+
+
+def _decision(card: ModelCard, options: Options) -> Decision:
+    output, dtype = options.output or "mask", options.probability_dtype or "float32"
+    return Decision.of_card(card, output, threshold=options.threshold, probability_dtype=dtype)
 
 
 def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -> None:
