@@ -88,6 +88,7 @@ HOMES = {
     "wsidicom": {"readers"},
     "pydicom": {"readers"},
     "pylibCZIrw": {"readers"},
+    "nd2": {"readers"},
     "h5py": {"readers"},
     "obstore": {"readers"},
     "boto3": {"readers"},

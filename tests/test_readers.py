@@ -267,6 +267,13 @@ def as_czi(folder):
     return folder / "image.czi"
 
 
+def as_nd2(folder):
+    pytest.importorskip("nd2", reason="the extra nd2 is not installed")
+    from nd2_files import Nd2
+
+    return Nd2(pattern()[:, :, None, ::-1], names=["Brightfield"]).write(folder / "image.nd2")
+
+
 def as_hdf5(folder):
     pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
     from hdf5_images import write_hdf5
@@ -277,6 +284,7 @@ def as_hdf5(folder):
 SOURCES = {
     "slide": as_slide,
     "czi": as_czi,
+    "nd2": as_nd2,
     "hdf5": as_hdf5,
     "png": as_png,
     "tiff": as_tiff,
@@ -348,6 +356,6 @@ def test_opening_what_is_no_image_is_refused():
 
 
 def test_importing_the_readers_imports_no_library_that_reads():
-    heavy = ["zarr", "tifffile", "dask", "torch", "skimage", "imagecodecs", "h5py"]
+    heavy = ["zarr", "tifffile", "dask", "torch", "skimage", "imagecodecs", "h5py", "nd2"]
     code = f"import sys, tilenet.readers; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

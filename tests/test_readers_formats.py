@@ -1,4 +1,4 @@
-"""Slides and CZI: what is particular to each, and what all kinds, planes, DICOM and HDF5 too, must do."""
+"""Slides and CZI: what is particular to each, and what all kinds, planes, DICOM, ND2 and HDF5 too, must do."""
 
 import pickle
 import re
@@ -272,7 +272,7 @@ def test_of_a_slide_that_its_reader_does_not_take_no_other_reads_the_picture_in_
 # All of them
 
 
-@pytest.fixture(params=["planes", "slide", "dicom", "czi", "hdf5", "imaris"])
+@pytest.fixture(params=["planes", "slide", "dicom", "czi", "nd2", "hdf5", "imaris"])
 def path(request, tmp_path):
     """Return an image of each kind."""
     if request.param == "planes":
@@ -284,6 +284,13 @@ def path(request, tmp_path):
     if request.param == "dicom":
         pytest.importorskip("wsidicom")
         return request.getfixturevalue("shared_data")("slides/camelyon_overview_jpeg2000.dcm")
+    if request.param == "nd2":
+        pytest.importorskip("nd2")
+        from nd2_files import Nd2, loop
+
+        return Nd2(RANDOM.integers(1, 250, (3, 30, 90, 1, 1)).astype(np.uint8), [loop("z", 3)]).write(
+            tmp_path / "a.nd2"
+        )
     if request.param in ("hdf5", "imaris"):
         pytest.importorskip("h5py")
         from hdf5_images import write_hdf5, write_imaris
@@ -324,6 +331,7 @@ def test_a_file_cut_off_is_an_image_error_of_one_line(path, tmp_path, keep):
         ("a.mrxs", b"\xff\xd8\xff", "openslide", 'is a slide, read with OpenSlide. .*"tilenet\\[slide\\]"'),
         ("a.dcm", b"\0" * 128 + b"DICM", "wsidicom", 'is a DICOM image, read with wsidicom. .*"tilenet\\[dicom\\]"'),
         ("a.ims", b"\x89HDF\r\n\x1a\n", "h5py", 'is an HDF5 file, read with h5py. .*"tilenet\\[hdf5\\]"'),
+        ("a.nd2", b"\xda\xce\xbe\x0a", "nd2", 'is an ND2 file, read with nd2. .*"tilenet\\[nd2\\]"'),
         ("a.czi", b"ZISRAWFILE", "pylibCZIrw", 'is a CZI file, read with pylibCZIrw. .*"tilenet\\[czi\\]"'),
     ],
 )

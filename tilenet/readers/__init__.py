@@ -6,7 +6,7 @@ axes, stored, cache            how dimensions of a file become axes; images read
 coordinates                    where pixels lie, and units of length
 views, calibrated, resampled   an image with other channels, another pixel size, other pixels
 array, picture, planes         arrays of Python; PNG, JPEG and BMP; folders of pictures
-slide, dicom, czi              formats that a library reads
+slide, dicom, czi, nd2         formats that a library reads
 tiff, hdf5, imaris, zarr       formats that are read here, by modules that begin with their names
 remote                         zarr at an address
 """
@@ -33,12 +33,15 @@ from tilenet.readers.zarr_metadata import has_documents
 __all__ = ["open_image"]
 
 MISSING = get_args(Missing)
+# Kinds of files that may hold several images, to which paths lead: ``volume.h5/raw``.
+HOLDS_IMAGES = ("hdf5", "nd2")
 # The module and the class that read each kind of file or folder; imported when there is one.
 READERS = {
     "tiff": ("tiff", "TiffImage"),
     "slide": ("slide", "SlideImage"),
     "dicom": ("dicom", "DicomImage"),
     "czi": ("czi", "CziImage"),
+    "nd2": ("nd2", "Nd2Image"),
     "hdf5": ("hdf5", "Hdf5Image"),
     "planes": ("planes", "PlanesImage"),
     **dict.fromkeys(PICTURES, ("picture", "PictureImage")),
@@ -61,9 +64,9 @@ def open_image(
     ----------
     source : str, Path, numpy.ndarray, zarr.Array, dask.array.Array or Image
         A file or a folder (of zarr, DICOM or numbered planes; `readers.formats` describes which reader
-        opens which format), a dataset in an HDF5 file (``volume.h5/raw``), the address of a zarr folder
-        (``https://`` or ``s3://``), an array, or an open image, which is returned unchanged, or at `level`
-        if that is not 0.
+        opens which format), a dataset in an HDF5 file (``volume.h5/raw``), a position in an ND2 file
+        (``plate.nd2/2``), the address of a zarr folder (``https://`` or ``s3://``), an array, or an open image,
+        which is returned unchanged, or at `level` if that is not 0.
     level : int
         Resolution to read; 0 is the finest.
     axes : str, optional
@@ -146,9 +149,7 @@ def _open_path(path: str, *, axes: str | None, missing: Missing) -> Image:
         path = absolute(path)  # so that an open image is found from other working directories, too
         if Path(path).is_dir() or _inside_zarr(Path(path)):
             return _open_folder(path, axes=axes, missing=missing)
-        if _is_inside_hdf5(Path(path)):
-            return _open_file(path, "hdf5", axes=axes, missing=missing)
-        return _open_file(path, kind_of(path), axes=axes, missing=missing)
+        return _open_file(path, _kind_inside(Path(path)) or kind_of(path), axes=axes, missing=missing)
 
 
 def _open_address(address: str, *, axes: str | None) -> Image:
@@ -175,10 +176,11 @@ def _open_folder(path: str, *, axes: str | None, missing: Missing) -> Image:
     return _open_file(path, "dicom" if dicom_files(path) else "planes", axes=axes, missing=missing)
 
 
-def _is_inside_hdf5(path: Path) -> bool:
-    """Return whether a path leads into an HDF5 file, rather than to a file or a folder."""
+def _kind_inside(path: Path) -> str | None:
+    """Return the kind of file that a path leads into; None if it leads to a file or a folder."""
     file = file_of(path)
-    return file != path and file.is_file() and kind_of(file) == "hdf5"
+    kind = kind_of(file) if file != path and file.is_file() else None
+    return kind if kind in HOLDS_IMAGES else None
 
 
 def _inside_zarr(path: Path) -> bool:

@@ -2,9 +2,10 @@
 
 1. A file whose suffix is in `SLIDE_NAMES`: OpenSlide. These are TIFFs, pictures and texts that
    form a slide only together with vendor metadata, or with the files in the folder beside them.
-2. Any other file, by its first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, DICOM, HDF5 (also Imaris).
+2. Any other file, by its first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, ND2, DICOM, HDF5 (also
+   Imaris).
 3. A folder: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
-4. A path that leads into a file: a dataset of an HDF5 file.
+4. A path that leads into a file: a dataset of an HDF5 file, or a position of an ND2 file.
 5. An address: zarr.
 """
 
@@ -35,6 +36,7 @@ MAGIC = {
     JPEG: "jpeg",
     BMP: "bmp",
     b"ZISRAWFILE": "czi",
+    b"\xda\xce\xbe\x0a": "nd2",
     HDF5: "hdf5",
 }
 PICTURES = ("png", "jpeg", "bmp")
@@ -47,18 +49,33 @@ OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
     b"PK\x03\x04": "is a zip archive. Unpack it first",
     b"\x1f\x8b": "is a gzip archive. Unpack it first",
-    b"\xda\xce\xbe\x0a": "is an ND2 file. Convert it to OME-TIFF or OME-Zarr first",
+    b"\0\0\0\x0cjP  ": "is JPEG 2000, as ND2 files of old versions are. Convert it to OME-TIFF or OME-Zarr first",
 }
 # A TIFF with little more than a preview: the slide is in the folder beside it.
 VSI = ".vsi"
 # Suffixes of single files: these are read from a local disk only, not from an address.
-PLAIN = (".tif", ".tiff", ".svs", ".ndpi", ".czi", ".dcm", ".ims", ".h5", ".hdf5", ".png", ".jpg", ".jpeg", ".bmp")
+PLAIN = (
+    ".tif",
+    ".tiff",
+    ".svs",
+    ".ndpi",
+    ".czi",
+    ".nd2",
+    ".dcm",
+    ".ims",
+    ".h5",
+    ".hdf5",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+)
 FILES = (*PLAIN, ".zip", *SLIDE_NAMES)
-READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, DICOM, zarr, OME-Zarr, Imaris, HDF5, PNG, JPEG and BMP are read"
+READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, ND2, DICOM, zarr, OME-Zarr, Imaris, HDF5, PNG, JPEG and BMP are read"
 
 
 def kind_of(path: str | Path) -> str:
-    """Return ``"tiff"``, ``"png"``, ``"jpeg"``, ``"bmp"``, ``"czi"``, ``"dicom"``, ``"hdf5"`` or ``"slide"``.
+    """Return the kind of a file: a value of `MAGIC`, ``"dicom"`` or ``"slide"``.
 
     Other files are refused.
     """

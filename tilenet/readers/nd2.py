@@ -1,0 +1,200 @@
+"""Read ND2 (Nikon NIS-Elements): ``t``, ``z``, channels and colours of one position, such as ``plate.nd2/2``.
+
+The library nd2 says what was recorded, and where in the file it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.address import file_of
+from tilenet.errors import ImageError, closed_on_error
+from tilenet.geometry import Box
+from tilenet.readers.axes import axis_map_of
+from tilenet.readers.cache import PieceCache
+from tilenet.readers.guards import (
+    DAMAGED,
+    LONGEST_AXIS,
+    as_image_errors,
+    check_missing,
+    check_piece,
+    needing,
+    positive_or_none,
+    quietly,
+)
+from tilenet.readers.image import RGB, Pixels
+from tilenet.readers.nd2_frames import Frames, Layout
+from tilenet.readers.stored import ChunkedImage, sizes_of_levels
+
+DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
+LOOPS = {"TimeLoop": "t", "NETimeLoop": "t", "ZStackLoop": "z", "XYPosLoop": "p"}
+# Parts that tell recordings apart, as versions 2 and 3 of the format call them.
+ABOUT = (b"ImageAttributes!", b"ImageMetadataSeq|0!", b"ImageAttributesLV!", b"ImageMetadataSeqLV|0!")
+# How many positions an error lists.
+LISTED = 8
+
+
+class Nd2Image(ChunkedImage):
+    """One position of an ND2 file, as an image of one level."""
+
+    reader = "ND2 (nd2)"
+
+    def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
+        with needing(path, kind="an ND2 file", library="nd2", extra="nd2"):
+            import nd2
+        file = file_of(path)
+        self.name, self._cache = path, PieceCache()
+        with as_image_errors(f"{path}: cannot be read as an ND2", DAMAGED), quietly("nd2"), nd2.ND2File(file) as about:
+            parts, layout = _parts(about, nd2.__version__, path), _layout(about.attributes, path)
+            self._frames = Frames(file, parts, layout, name=path)
+            with closed_on_error(self):
+                self._read_metadata(about, file, layout, axes)
+                self._sha256 = self._fingerprint(parts)
+                check_missing(self.n_missing, missing, name=path, pieces=f"{prod(self._maps[0].shape[:2])} frames")
+
+    def _read_metadata(self, about: Any, file: Path, layout: Layout, axes: str | None) -> None:
+        self.dtype, self.keeps_pieces = layout.dtype, layout.is_compressed
+        self.working_bytes = 2 * layout.padded_bytes if layout.is_compressed else 0
+        loops, n_frames, unknown = _loops(about.experiment, self.name), prod(n.count for n in about.experiment), ""
+        if not about.experiment:
+            n_frames = max(about.attributes.sequenceCount, max(self._frames.starts, default=0) + 1)
+            loops, unknown = {"t": (n_frames, 1)}, "?"
+        (n_times, t_step), (n_planes, z_step), (n_positions, p_step) = (loops.get(a, (1, 0)) for a in "tzp")
+        self._position = _position(self.name, file, n_positions, about.experiment)
+        self._first, self._steps = self._position * p_step, (t_step, z_step)
+        height, width, n_channels, n_samples = layout.shape
+        shape = (n_times, n_planes, n_channels, height, width, n_samples)
+        if max(shape) > LONGEST_AXIS:
+            raise ImageError(f"{self.name}: has {shape} pixels along t, z, channels, y, x and colours. {DAMAGED}")
+        letters = [a if n > 1 or a in "yx" else "" for a, n in zip((unknown or "t", *"zcyxs"), shape, strict=True)]
+        maps = [axis_map_of(letters, shape, axes=axes, name=self.name)]
+        self._describe(maps, sizes_of_levels(maps, _sizes(about.metadata)), _channel_names(about.metadata, layout))
+        held = [k for k in self._frames.starts if k < n_frames]
+        mine = sum(p_step == 0 or k // p_step % n_positions == self._position for k in held)
+        self.n_missing = n_times * n_planes - mine
+        if beyond := len(self._frames.starts) - len(held):
+            self.reader = f"{Nd2Image.reader}, without {beyond} frames that its loops do not count"
+
+    def _fingerprint(self, parts: dict[bytes, tuple[int, int]]) -> str:
+        """Return a hash of where the parts of the file lie, and of those that tell recordings apart."""
+        digest = hashlib.sha256(repr(sorted(parts.items())).encode())
+        for name in ABOUT:
+            if name in parts:
+                digest.update(self._frames.read(*self._frames.part(name, parts[name][0])))
+        return digest.hexdigest()
+
+    def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
+        pieces = super()._pieces(asked, joined)
+        # Of frames that are not compressed, only what is asked for is read.
+        return pieces if self.keeps_pieces else (piece & asked for piece in pieces)
+
+    def _sides(self, joined: str) -> tuple[int, ...]:
+        return (1, 1, *self._maps[0].shape[2:])
+
+    def _decoded(self, piece: Box) -> Pixels:
+        number = self._first + sum(at * step for at, step in zip(piece.start, self._steps, strict=False))
+        if number not in self._frames.starts:
+            return np.zeros(piece.shape, self.dtype)
+        channels, rows, columns = piece.slices[2:5]
+        pixels = self._frames.unpacked(number) if self.keeps_pieces else self._frames.rows(number, rows, columns)
+        # Colours are stored blue first.
+        return pixels[:, :, channels, ::-1].transpose(2, 0, 1, 3).reshape(piece.shape)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the file's size, the position, a hash of metadata and of places, and how many frames it lacks."""
+        return {
+            "kind": "nd2",
+            "bytes": self._frames.file_bytes,
+            "position": self._position,
+            "metadata_sha256": self._sha256,
+            "missing": self.n_missing,
+        }
+
+    def close(self) -> None:
+        self._frames.close()
+
+
+def _parts(about: Any, version: str, name: str) -> dict[bytes, tuple[int, int]]:
+    """Return where each part of the file begins, and its bytes; nd2 has no public way to tell a missing frame."""
+    parts = getattr(getattr(about, "_rdr", None), "chunkmap", None)
+    if not isinstance(parts, dict):
+        raise ImageError(
+            f"{name}: nd2 {version} does not say where the frames are. Install another version of it, such as 0.12.0"
+        )
+    return parts
+
+
+def _layout(about: Any, name: str) -> Layout:
+    if about.compressionType == "lossy":
+        raise ImageError(f"{name}: is compressed with loss, which is not read. Save it without, or as OME-TIFF")
+    bits, significant = about.bitsPerComponentInMemory, about.bitsPerComponentSignificant
+    if bits not in DTYPES or (bits == 32 and significant != 32):
+        raise ImageError(
+            f"{name}: has pixels of {bits} bits, of which {significant} are used; 8 and 16 bits, and floats of 32, are "
+            f"read. Convert it to OME-TIFF"
+        )
+    dtype, n_channels = np.dtype(DTYPES[bits]), about.channelCount or 1
+    n_samples = 3 if about.componentCount == 3 * n_channels else 1
+    shape = (about.heightPx, about.widthPx or 0, about.componentCount // n_samples, n_samples)
+    row_bytes = prod(shape[1:]) * dtype.itemsize
+    stated = about.widthBytes or row_bytes
+    if not 0 < min(shape) <= max(shape) <= LONGEST_AXIS or stated < row_bytes:
+        raise ImageError(f"{name}: has frames of {shape} y, x, channels and colours, in rows of {stated} B. {DAMAGED}")
+    layout = Layout(shape, dtype, stated, about.compressionType == "lossless")
+    if layout.is_compressed:
+        check_piece(layout.padded_bytes, f"{name}: each of its frames")
+    return layout
+
+
+def _loops(experiment: Sequence[Any], name: str) -> dict[str, tuple[int, int]]:
+    """Return how often each axis is stepped along, and how many frames a step is; ``p`` stands for positions."""
+    loops: dict[str, tuple[int, int]] = {}
+    step = 1
+    for loop in reversed(experiment):
+        letter = LOOPS.get(loop.type, "")
+        if loop.count < 1:
+            raise ImageError(f"{name}: has a {loop.type} of {loop.count} steps. {DAMAGED}")
+        if loop.count > 1 and (not letter or letter in loops):
+            what = f"two loops along {letter}" if letter else f"a loop of the kind {loop.type}"
+            raise ImageError(f"{name}: has {what}, which tilenet does not read. Export one of its parts")
+        if loop.count > 1:
+            loops[letter] = (loop.count, step)
+        step *= loop.count
+    return loops
+
+
+def _position(name: str, file: Path, count: int, experiment: Sequence[Any]) -> int:
+    """Return the number of the position that a path names, or that is the only one."""
+    inside = Path(name).relative_to(file).as_posix()
+    if inside == "." and count == 1:
+        return 0
+    if inside.isdecimal() and int(inside) < count:
+        return int(inside)
+    points = next((loop.parameters.points for loop in experiment if loop.type == "XYPosLoop"), [None])
+    called = [" ".join(str(point.name or "").split()) if point else "" for point in points[:LISTED]]
+    listed = ", ".join(f"{k} ({each})" if each else str(k) for k, each in enumerate(called))
+    more = f" and {count - LISTED} more" if count > LISTED else ""
+    what = f"holds {count} positions" if inside == "." else f"is none of the {count} positions"
+    raise ImageError(f"{name}: {what}: {listed}{more}. Give one by its number: {file}/0")
+
+
+def _sizes(metadata: Any) -> dict[str, float | None]:
+    """Return micrometres per pixel along x, y and z, as far as they are known: nd2 gives 1 where they are not."""
+    if not metadata.channels:
+        return {}
+    volume = metadata.channels[0].volume
+    known = zip("xyz", volume.axesCalibrated, volume.axesInterpretation, volume.axesCalibration, strict=True)
+    return {a: positive_or_none(size) for a, is_known, kind, size in known if is_known and kind == "distance"}
+
+
+def _channel_names(metadata: Any, layout: Layout) -> list[str]:
+    names = [str(channel.channel.name) for channel in metadata.channels or []]
+    if layout.shape[3] == 1:
+        return names
+    return list(RGB) if len(names) == 1 else [f"{name} {colour}" for name in names for colour in RGB]

@@ -1,0 +1,143 @@
+"""The frames of an ND2 file: each holds all channels of one plane, pixel by pixel, and may be compressed as a whole.
+
+nd2 gives zeros for a frame that is missing or cut off, takes what lies in the wrong place for a frame, and unpacks one
+to any size. So frames are read here, from the places that nd2 finds.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.readers.guards import DAMAGED
+from tilenet.readers.image import Pixels
+
+# What each part of the file begins with: a mark, the bytes of its name, which follows, and those of its data.
+PART, MARK = struct.Struct("<4sIQ"), b"\xda\xce\xbe\x0a"
+FRAME, END = b"ImageDataSeq|", b"!"
+# Bytes of a frame in front of its pixels, which tell when it was recorded.
+TIME_BYTES = 8
+# A compressed frame may be longer than its pixels by this much.
+SLACK = 2**16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the pixels of a frame lie."""
+
+    # Along y and x, then channels, then samples of a channel: three if it is in colour, blue first.
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype[Any]
+    # From one row to the next, as rows may be padded.
+    row_bytes: int
+    is_compressed: bool
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all channels of a pixel."""
+        return prod(self.shape[2:]) * self.dtype.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes from the first pixel to the end of the last."""
+        return (self.shape[0] - 1) * self.row_bytes + self.shape[1] * self.pixel_bytes
+
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape[0] * self.row_bytes
+
+
+class Frames:
+    """The frames of an open ND2 file; several threads may read at once."""
+
+    def __init__(self, path: Path, parts: Mapping[bytes, tuple[int, int]], layout: Layout, *, name: str) -> None:
+        self._name, self._layout = name, layout
+        self._file = os.open(path, os.O_RDONLY)
+        self.file_bytes = os.fstat(self._file).st_size
+        # Where the frames begin that lie in the file, by their numbers.
+        self.starts: dict[int, int] = {}
+        least = 0 if layout.is_compressed else layout.n_bytes
+        for part, (start, n_bytes) in parts.items():
+            number = part.removeprefix(FRAME).removesuffix(END)
+            is_frame = number.isdigit() and part == frame_name(int(number))
+            if is_frame and start + PART.size + max(n_bytes, least) <= self.file_bytes:
+                self.starts[int(number)] = start
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = getattr(self, "_file", -1), -1
+        if file >= 0:
+            os.close(file)
+
+    __del__ = close
+
+    def rows(self, number: int, rows: slice, columns: slice) -> Pixels:
+        """Return an area (y, x, channels, samples) of a frame that is not compressed; nothing else is read."""
+        layout, width = self._layout, columns.stop - columns.start
+        start, n_bytes = self.part(frame_name(number), self.starts[number])
+        if n_bytes < TIME_BYTES + layout.n_bytes:
+            raise ImageError(f"{self._name}: frame {number} has {n_bytes} bytes, too few for its pixels. {DAMAGED}")
+        start += TIME_BYTES + columns.start * layout.pixel_bytes
+        pixels = np.empty((rows.stop - rows.start, width, *layout.shape[2:]), layout.dtype)
+        for row, y in zip(pixels, range(rows.start, rows.stop), strict=True):
+            data = self.read(start + y * layout.row_bytes, width * layout.pixel_bytes)
+            row[...] = np.frombuffer(data, layout.dtype).reshape(row.shape)
+        return pixels
+
+    def unpacked(self, number: int) -> Pixels:
+        """Return a compressed frame (y, x, channels, samples)."""
+        layout, unpacker = self._layout, zlib.decompressobj()
+        start, n_bytes = self.part(frame_name(number), self.starts[number])
+        packed = self.read(start + TIME_BYTES, min(max(0, n_bytes - TIME_BYTES), 2 * layout.padded_bytes + SLACK))
+        # One byte more than fits, so that a longer frame is noticed; to the end, so that its checksum is compared.
+        data = unpacker.decompress(packed, layout.padded_bytes + 1)
+        if not layout.n_bytes <= len(data) <= layout.padded_bytes or not unpacker.eof:
+            raise ImageError(
+                f"{self._name}: frame {number} does not unpack to the {layout.padded_bytes} bytes of its pixels. "
+                f"{DAMAGED}"
+            )
+        step = layout.dtype.itemsize
+        strides = (layout.row_bytes, layout.pixel_bytes, layout.shape[3] * step, step)
+        return np.ndarray(layout.shape, layout.dtype, data, strides=strides)
+
+    def part(self, name: bytes, start: int) -> tuple[int, int]:
+        """Return where the data of a part begin, and how long they are; refuse another part in its place."""
+        head = self.read(start, PART.size + len(name))
+        mark, name_bytes, n_bytes = PART.unpack_from(head)
+        if mark != MARK or head[PART.size :] != name:
+            raise ImageError(
+                f"{self._name}: {name.decode(errors='replace')} is not at byte {start}, where it should be. {DAMAGED}"
+            )
+        start += PART.size + name_bytes
+        self._check_end(start + n_bytes)
+        return start, n_bytes
+
+    def read(self, start: int, n_bytes: int) -> bytes:
+        """Return bytes of the file."""
+        if self._file < 0:
+            raise ImageError(f"{self._name}: is closed. Open it again")
+        self._check_end(start + n_bytes)
+        return os.pread(self._file, n_bytes, start)
+
+    def _check_end(self, end: int) -> None:
+        if end > self.file_bytes:
+            raise ImageError(f"{self._name}: is cut off at byte {self.file_bytes}, of {end}. Get it again")
+
+
+def frame_name(number: int) -> bytes:
+    """Return the name of the part that is a frame.
+
+    >>> frame_name(7)
+    b'ImageDataSeq|7!'
+    """
+    return FRAME + b"%d" % number + END
