@@ -94,9 +94,10 @@ def test_a_pixel_size_that_is_not_known_is_not_1(tmp_path):
         assert image.pixel_size == (2.0, None, 0.25)
 
 
-def test_frames_that_no_loop_counts_need_axes(tmp_path):
+@pytest.mark.parametrize("loops", [[], [loop("t", 1)]])
+def test_frames_that_no_loop_counts_need_axes(tmp_path, loops):
     pixels = frames_of((5, 20, 31, 1, 1))
-    path = Nd2(pixels).write(tmp_path / "a.nd2")
+    path = Nd2(pixels, loops).write(tmp_path / "a.nd2")
     with pytest.raises(ImageError, match=r"a\.nd2: has the shape \(5, 20, 31\), and nothing says which axis is which"):
         open_image(path)
     with open_image(path, axes="zyx") as image:
@@ -111,6 +112,11 @@ def test_an_unfinished_last_step_of_the_outermost_loop_is_left_out_and_told_of(t
         np.testing.assert_array_equal(whole(image), np.moveaxis(pixels[..., 0], -1, 0))
     _, out, _ = tilenet_command("info", tmp_path / "a.nd2")
     assert "without 2 frames that its loops do not count" in out
+    what.frames |= dict.fromkeys(range(8, 12), what.frames[0])
+    with pytest.raises(
+        ImageError, match=r"a\.nd2: has 12 frames, and its loops count 6: nd2 does not find all of its l"
+    ):
+        open_image(what.write(tmp_path / "a.nd2"))
 
 
 # Positions

@@ -33,6 +33,7 @@ from tilenet.readers.nd2_frames import Frames, Layout
 from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
+# Axes by the kinds of loops; ``p`` is that of positions.
 LOOPS = {"TimeLoop": "t", "NETimeLoop": "t", "ZStackLoop": "z", "XYPosLoop": "p"}
 # Parts that tell recordings apart, as versions 2 and 3 of the format call them.
 ABOUT = (b"ImageAttributes!", b"ImageMetadataSeq|0!", b"ImageAttributesLV!", b"ImageMetadataSeqLV|0!")
@@ -61,18 +62,16 @@ class Nd2Image(ChunkedImage):
     def _read_metadata(self, about: Any, file: Path, layout: Layout, axes: str | None) -> None:
         self.dtype, self.keeps_pieces = layout.dtype, layout.is_compressed
         self.working_bytes = 2 * layout.padded_bytes if layout.is_compressed else 0
-        loops, n_frames, unknown = _loops(about.experiment, self.name), prod(n.count for n in about.experiment), ""
-        if not about.experiment:
-            n_frames = max(about.attributes.sequenceCount, max(self._frames.starts, default=0) + 1)
-            loops, unknown = {"t": (n_frames, 1)}, "?"
-        (n_times, t_step), (n_planes, z_step), (n_positions, p_step) = (loops.get(a, (1, 0)) for a in "tzp")
+        loops, n_frames = _loops(about, max(self._frames.starts, default=0) + 1, self.name)
+        first = "?" if "?" in loops else "t"
+        (n_times, t_step), (n_planes, z_step), (n_positions, p_step) = (loops.get(a, (1, 0)) for a in (first, *"zp"))
         self._position = _position(self.name, file, n_positions, about.experiment)
         self._first, self._steps = self._position * p_step, (t_step, z_step)
         height, width, n_channels, n_samples = layout.shape
         shape = (n_times, n_planes, n_channels, height, width, n_samples)
         if max(shape) > LONGEST_AXIS:
             raise ImageError(f"{self.name}: has {shape} pixels along t, z, channels, y, x and colours. {DAMAGED}")
-        letters = [a if n > 1 or a in "yx" else "" for a, n in zip((unknown or "t", *"zcyxs"), shape, strict=True)]
+        letters = [a if n > 1 or a in "yx" else "" for a, n in zip((first, *"zcyxs"), shape, strict=True)]
         maps = [axis_map_of(letters, shape, axes=axes, name=self.name)]
         self._describe(maps, sizes_of_levels(maps, _sizes(about.metadata)), _channel_names(about.metadata, layout))
         held = [k for k in self._frames.starts if k < n_frames]
@@ -152,11 +151,14 @@ def _layout(about: Any, name: str) -> Layout:
     return layout
 
 
-def _loops(experiment: Sequence[Any], name: str) -> dict[str, tuple[int, int]]:
-    """Return how often each axis is stepped along, and how many frames a step is; ``p`` stands for positions."""
+def _loops(about: Any, there: int, name: str) -> tuple[dict[str, tuple[int, int]], int]:
+    """Return how many steps each loop has, and how many frames a step is; and how many frames all have.
+
+    The letters are those of `LOOPS`; ``?`` stands for frames without loops. `there` is how many frames the file has.
+    """
     loops: dict[str, tuple[int, int]] = {}
     step = 1
-    for loop in reversed(experiment):
+    for loop in reversed(about.experiment):
         letter = LOOPS.get(loop.type, "")
         if loop.count < 1:
             raise ImageError(f"{name}: has a {loop.type} of {loop.count} steps. {DAMAGED}")
@@ -166,7 +168,15 @@ def _loops(experiment: Sequence[Any], name: str) -> dict[str, tuple[int, int]]:
         if loop.count > 1:
             loops[letter] = (loop.count, step)
         step *= loop.count
-    return loops
+    if step == 1:
+        step = max(about.attributes.sequenceCount, there)
+        return {"?": (step, 1)}, step
+    if there >= 2 * step:
+        raise ImageError(
+            f"{name}: has {there} frames, and its loops count {step}: nd2 does not find all of its loops. Convert it "
+            f"to OME-TIFF in NIS-Elements"
+        )
+    return loops, step
 
 
 def _position(name: str, file: Path, count: int, experiment: Sequence[Any]) -> int:
