@@ -89,6 +89,7 @@ HOMES = {
     "pydicom": {"readers"},
     "pylibCZIrw": {"readers"},
     "nd2": {"readers"},
+    "liffile": {"readers"},
     "h5py": {"readers"},
     "obstore": {"readers"},
     "boto3": {"readers"},

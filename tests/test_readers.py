@@ -274,6 +274,14 @@ def as_nd2(folder):
     return Nd2(pattern()[:, :, None, ::-1], names=["Brightfield"]).write(folder / "image.nd2")
 
 
+def as_lif(folder):
+    pytest.importorskip("liffile", reason="the extra lif is not installed")
+    from lif_files import Series, write_lif
+
+    blue_first = np.ascontiguousarray(pattern()[..., ::-1])
+    return write_lif(folder / "image.lif", Series(blue_first, "yxs", tags=(3, 2, 1), padding=2))
+
+
 def as_hdf5(folder):
     pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
     from hdf5_images import write_hdf5
@@ -285,6 +293,7 @@ SOURCES = {
     "slide": as_slide,
     "czi": as_czi,
     "nd2": as_nd2,
+    "lif": as_lif,
     "hdf5": as_hdf5,
     "png": as_png,
     "tiff": as_tiff,
@@ -356,6 +365,6 @@ def test_opening_what_is_no_image_is_refused():
 
 
 def test_importing_the_readers_imports_no_library_that_reads():
-    heavy = ["zarr", "tifffile", "dask", "torch", "skimage", "imagecodecs", "h5py", "nd2"]
+    heavy = ["zarr", "tifffile", "dask", "torch", "skimage", "imagecodecs", "h5py", "nd2", "liffile"]
     code = f"import sys, tilenet.readers; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

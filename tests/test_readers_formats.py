@@ -272,7 +272,7 @@ def test_of_a_slide_that_its_reader_does_not_take_no_other_reads_the_picture_in_
 # All of them
 
 
-@pytest.fixture(params=["planes", "slide", "dicom", "czi", "nd2", "hdf5", "imaris"])
+@pytest.fixture(params=["planes", "slide", "dicom", "czi", "nd2", "lif", "hdf5", "imaris"])
 def path(request, tmp_path):
     """Return an image of each kind."""
     if request.param == "planes":
@@ -290,6 +290,13 @@ def path(request, tmp_path):
 
         return Nd2(RANDOM.integers(1, 250, (3, 30, 90, 1, 1)).astype(np.uint8), [loop("z", 3)]).write(
             tmp_path / "a.nd2"
+        )
+    if request.param == "lif":
+        pytest.importorskip("liffile")
+        from lif_files import Series, write_lif
+
+        return write_lif(
+            tmp_path / "image.lif", Series(RANDOM.integers(1, 250, (2, 3, 30, 90)).astype(np.uint8), "zcyx")
         )
     if request.param in ("hdf5", "imaris"):
         pytest.importorskip("h5py")
@@ -332,6 +339,7 @@ def test_a_file_cut_off_is_an_image_error_of_one_line(path, tmp_path, keep):
         ("a.dcm", b"\0" * 128 + b"DICM", "wsidicom", 'is a DICOM image, read with wsidicom. .*"tilenet\\[dicom\\]"'),
         ("a.ims", b"\x89HDF\r\n\x1a\n", "h5py", 'is an HDF5 file, read with h5py. .*"tilenet\\[hdf5\\]"'),
         ("a.nd2", b"\xda\xce\xbe\x0a", "nd2", 'is an ND2 file, read with nd2. .*"tilenet\\[nd2\\]"'),
+        ("a.lif", b"p\0\0\0\x05\0\0\0*", "liffile", 'is a LIF file, read with liffile. .*"tilenet\\[lif\\]"'),
         ("a.czi", b"ZISRAWFILE", "pylibCZIrw", 'is a CZI file, read with pylibCZIrw. .*"tilenet\\[czi\\]"'),
     ],
 )

@@ -6,7 +6,7 @@ axes, stored, cache            how dimensions of a file become axes; images read
 coordinates                    where pixels lie, and units of length
 views, calibrated, resampled   an image with other channels, another pixel size, other pixels
 array, picture, planes         arrays of Python; PNG, JPEG and BMP; folders of pictures
-slide, dicom, czi, nd2         formats that a library reads
+slide, dicom, czi, nd2, lif    formats that a library reads
 tiff, hdf5, imaris, zarr       formats that are read here, by modules that begin with their names
 remote                         zarr at an address
 """
@@ -34,7 +34,7 @@ __all__ = ["open_image"]
 
 MISSING = get_args(Missing)
 # Kinds of files that may hold several images, to which paths lead: ``volume.h5/raw``.
-HOLDS_IMAGES = ("hdf5", "nd2")
+HOLDS_IMAGES = ("hdf5", "nd2", "lif")
 # The module and the class that read each kind of file or folder; imported when there is one.
 READERS = {
     "tiff": ("tiff", "TiffImage"),
@@ -42,6 +42,7 @@ READERS = {
     "dicom": ("dicom", "DicomImage"),
     "czi": ("czi", "CziImage"),
     "nd2": ("nd2", "Nd2Image"),
+    "lif": ("lif", "LifImage"),
     "hdf5": ("hdf5", "Hdf5Image"),
     "planes": ("planes", "PlanesImage"),
     **dict.fromkeys(PICTURES, ("picture", "PictureImage")),
@@ -65,8 +66,9 @@ def open_image(
     source : str, Path, numpy.ndarray, zarr.Array, dask.array.Array or Image
         A file or a folder (of zarr, DICOM or numbered planes; `readers.formats` describes which reader
         opens which format), a dataset in an HDF5 file (``volume.h5/raw``), a position in an ND2 file
-        (``plate.nd2/2``), the address of a zarr folder (``https://`` or ``s3://``), an array, or an open image,
-        which is returned unchanged, or at `level` if that is not 0.
+        (``plate.nd2/2``), an image in a LIF file (``embryo.lif/Series 001``), the address of a zarr folder
+        (``https://`` or ``s3://``), an array, or an open image, which is returned unchanged, or at `level` if
+        that is not 0.
     level : int
         Resolution to read; 0 is the finest.
     axes : str, optional

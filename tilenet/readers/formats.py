@@ -2,10 +2,10 @@
 
 1. A file whose suffix is in `SLIDE_NAMES`: OpenSlide. These are TIFFs, pictures and texts that
    form a slide only together with vendor metadata, or with the files in the folder beside them.
-2. Any other file, by its first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, ND2, DICOM, HDF5 (also
+2. Any other file, by its first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, ND2, LIF, DICOM, HDF5 (also
    Imaris).
 3. A folder: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
-4. A path that leads into a file: a dataset of an HDF5 file, or a position of an ND2 file.
+4. A path that leads into a file: a dataset of an HDF5 file, a position of an ND2 file, or an image of a LIF file.
 5. An address: zarr.
 """
 
@@ -40,6 +40,8 @@ MAGIC = {
     HDF5: "hdf5",
 }
 PICTURES = ("png", "jpeg", "bmp")
+# LIF files begin so, and have a mark behind a length.
+LIF, LIF_MARK_AT, LIF_MARK = b"p\0\0\0", 8, b"*"
 # DICOM files begin with a preamble of 128 bytes without meaning (PS3.10, 7.1).
 DICOM_AT, DICOM, DICOM_SUFFIX, DICOM_INDEX = 128, b"DICM", ".dcm", ("DICOMDIR",)
 # HDF5 may follow a block of the user's, which in MATLAB files is this long.
@@ -51,50 +53,38 @@ OTHERS = {
     b"\x1f\x8b": "is a gzip archive. Unpack it first",
     b"\0\0\0\x0cjP  ": "is JPEG 2000, as ND2 files of old versions are. Convert it to OME-TIFF or OME-Zarr first",
 }
-# A TIFF with little more than a preview: the slide is in the folder beside it.
-VSI = ".vsi"
+# Suffixes of files whose pixels are in other files, which are not read, and what to do.
+ELSEWHERE = {
+    ".vsi": "is a VSI slide, whose pixels, in the folder beside it, are not read. Convert it to OME-TIFF or OME-Zarr",
+    **dict.fromkeys(
+        (".xlef", ".xlif", ".xlcf", ".xllf"),
+        "is a file of Leica's whose pixels, in other files, are not read. Save the project as LIF, in LAS X",
+    ),
+}
+PICTURE_NAMES = (".png", ".jpg", ".jpeg", ".bmp")
 # Suffixes of single files: these are read from a local disk only, not from an address.
-PLAIN = (
-    ".tif",
-    ".tiff",
-    ".svs",
-    ".ndpi",
-    ".czi",
-    ".nd2",
-    ".dcm",
-    ".ims",
-    ".h5",
-    ".hdf5",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-)
+PLAIN = (".tif", ".tiff", ".svs", ".ndpi", ".czi", ".nd2", ".lif", ".dcm", ".ims", ".h5", ".hdf5", *PICTURE_NAMES)
 FILES = (*PLAIN, ".zip", *SLIDE_NAMES)
-READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, ND2, DICOM, zarr, OME-Zarr, Imaris, HDF5, PNG, JPEG and BMP are read"
+READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, ND2, LIF, DICOM, zarr, OME-Zarr, Imaris, HDF5, PNG, JPEG and BMP"
 
 
 def kind_of(path: str | Path) -> str:
-    """Return the kind of a file: a value of `MAGIC`, ``"dicom"`` or ``"slide"``.
-
-    Other files are refused.
-    """
+    """Return one of the kinds of `MAGIC`, or ``"slide"``, ``"lif"`` or ``"dicom"``; refuse other files."""
     head = _head(path)
     if Path(path).suffix.lower() in SLIDE_NAMES:
         return "slide"
-    if Path(path).suffix.lower() == VSI:
-        raise ImageError(
-            f"{path}: is a VSI slide, whose pixels, in the folder beside it, are not read. Convert it to OME-TIFF or "
-            f"OME-Zarr first"
-        )
+    if what := ELSEWHERE.get(Path(path).suffix.lower()):
+        raise ImageError(f"{path}: {what}")
     kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
+    if kind is None and head.startswith(LIF) and head[LIF_MARK_AT:].startswith(LIF_MARK):
+        kind = "lif"
     if kind is None and head[DICOM_AT:].startswith(DICOM):
         kind = "dicom"
     if kind is None and head[HDF5_AT:].startswith(HDF5):
         kind = "hdf5"
     if kind is None:
         what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
-        raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE}'}")
+        raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE} are read'}")
     return kind
 
 
