@@ -94,6 +94,37 @@ def test_objects_of_a_connected_component_are_those_of_it_alone(depths):
     assert found.max() > 20 and pairs.shape[1] == found.max() + 1 == alone.max() + 1
 
 
+def count_seeds(smooth, prominence):
+    """Return how many parts there are that are the highest of what lies around them down to `prominence` below."""
+    found = 0
+    for height in np.unique(smooth):
+        around, n = ndi.label(smooth >= height - np.float32(prominence))
+        found += (ndi.maximum(smooth, around, range(1, n + 1)) == height).sum()
+    return found
+
+
+@given(st.tuples(st.integers(1, 9), st.integers(1, 12)), st.integers(0, 2**16), st.sampled_from([0, 0.1, 0.25, 0.5]))
+def test_seeds_are_maxima_that_deep_valleys_part_and_no_component_of_several_is_passed_by(shape, seed, prominence):
+    depths = np.random.default_rng(seed).integers(0, 9, shape) / np.float32(8)
+    labels, n = ndi.label(depths > 0.25)
+    smooth = np.where(labels > 0, depths, 0)
+    looked_at = separation._with_several_seeds(labels, smooth, prominence)
+    for label in range(1, n + 1):
+        own = smooth * (labels == label)
+        expected = count_seeds(own, prominence)
+        assert max(1, separation._seeds(own, prominence)[1]) == expected
+        assert label in looked_at or expected == 1
+
+
+def test_few_components_of_one_seed_are_looked_at_closely():
+    whole = view_of((300, 340), 3, depths=True)
+    labels, n = ndi.label(whole.foreground)
+    smooth, places = separation._smoothed(labels, whole.depth, ()), ndi.find_objects(labels)
+    looked_at = separation._with_several_seeds(labels, smooth, 0.2)
+    owns = [smooth[places[k - 1]] * (labels[places[k - 1]] == k) for k in looked_at]
+    assert 30 < sum(separation._seeds(own, 0.2)[1] > 1 for own in owns) <= len(looked_at) < n / 2
+
+
 def test_objects_are_numbered_in_the_order_of_their_first_pixels():
     found = numbered(view_of((120, 140), 5, depths=True))[0]
     _, firsts = np.unique(found, return_index=True)

@@ -41,6 +41,7 @@ def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
     mask[2:4, 2:4] = mask[8:16, 3:11] = mask[8:16, 18:26] = 1
     assert objects(mask).max() == 2
     assert objects(mask, min_size=1).max() == 3
+    assert (objects(mask, min_size=64).max(), objects(mask, min_size=65).max()) == (2, 0)
     assert objects(np.zeros((5, 5), int)).max() == 0
     for option, values in {
         "prominence": (-0.1, np.nan, "0.1"),

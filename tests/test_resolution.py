@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from tilenet.errors import SettingsError
-from tilenet.resolution import AS_STORED, choose, recorded, resolve
+from tilenet.resolution import AS_STORED, choose, coarser_size, recorded, resolve
 
 PYRAMID = [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]
 
@@ -74,6 +74,14 @@ def test_what_is_said_goes_before_the_card_and_the_reason_is_given(said, level, 
     assert words in found.text
 
 
+@pytest.mark.parametrize("unknown", [(None, None), (None, 0.25), (0.25, None), (2.0, None, 0.25)])
+def test_a_size_that_is_not_known_along_y_and_x_is_not_told(unknown):
+    assert resolve([unknown]).text == "level 0 as stored: neither the image nor the model says a pixel size"
+    assert resolve([unknown], level=0).text == "level 0 as stored, as asked"
+    assert resolve(PYRAMID, level=4).text == "level 4 as stored, as asked", "the image refuses it"
+    assert coarser_size(None, 30, 10) is None and coarser_size(0.5, 30, 10) == 1.5
+
+
 @pytest.mark.parametrize(("card_mpp", "announced"), [(None, False), (0.5, True)])
 def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(card_mpp, announced):
     found = resolve([(None, None)], card_mpp=card_mpp)
@@ -88,6 +96,7 @@ def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(ca
         (2.0, {}, "level 0 (2 x 0.25 x 0.25 um/px) as stored: "),
         (None, {}, "level 0 (? x 0.25 x 0.25 um/px) as stored: "),
         (0.25, {"mpp": 0.5}, "level 0 (0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px"),
+        (None, {"mpp": 0.5}, "level 0 (? x 0.25 x 0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px"),
     ],
 )
 def test_a_size_along_z_is_told_and_decides_nothing(z, how, words):
@@ -128,12 +137,21 @@ def test_sizes_whose_ratio_is_no_number_are_refused(size, said, words):
         resolve([(size, size)], **said, name="a.tif")
 
 
-def test_a_record_brings_back_what_was_decided():
-    found = resolve(PYRAMID, mpp=0.7)
+@pytest.mark.parametrize(
+    ("how", "level", "factor", "words"),
+    [
+        ({"mpp": 0.7}, 1, [7, 5], "resampled by 1.4 x 1.4"),
+        ({"mpp": 0.03125}, 0, [1, 8], "resampled by 0.125 x 0.125"),  # as fine as it may be
+        ({"level": 2}, 2, [1, 1], "as stored"),
+    ],
+)
+def test_a_record_brings_back_what_was_decided(how, level, factor, words):
+    found = resolve(PYRAMID, **how)
     kept = found.to_json()
-    assert kept == {"level": 1, "mpp": 0.7, "factor": [[7, 5], [7, 5]]}
+    assert kept == {"level": level, "mpp": how.get("mpp"), "factor": [factor, factor]}
     again = recorded(kept["level"], kept["factor"], kept["mpp"])
     assert (again.level, again.factor, again.mpp) == (found.level, found.factor, found.mpp)
+    assert again.text == f"level {level} {words}, as the run was started"
 
 
 @pytest.mark.parametrize("factor", [[[1, 0], [1, 1]], [[1, 1]], [[-3, 2], [3, 2]], [1, "x"], [["a", 2], [1, 1]], 7])

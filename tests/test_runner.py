@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tilenet.decide import Decision
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
-from tilenet.prefetch import AHEAD
+from tilenet.prefetch import AHEAD, BatchReader, all_batches
 from tilenet.readers import open_image
 from tilenet.readers.image import READERS
 from tilenet.runner import BEHIND, Report, run
@@ -261,6 +262,25 @@ def test_reading_keeps_only_a_bounded_number_of_tiles_ahead():
     report = go(image, plan, Memory(plan), Slow())
     assert not report.failures
     assert computed[0] == plan.n_tiles
+
+
+@pytest.mark.parametrize("axes", ["yxc", "cyx", "zyxc"])
+def test_batches_hold_the_pixels_of_their_tiles_in_the_order_of_the_image(axes):
+    sides = {"z": 2, "y": 40, "x": 50, "c": 3}
+    shape = tuple(sides[axis] for axis in axes)
+    pixels = np.random.default_rng(0).integers(0, 9, shape).astype(">u2")
+    image = open_image(pixels, axes=axes)
+    plan = plan_tiles(image.box_shape, BoxSum.footprint, tile=10, block=20, batch=3)
+    reader, seen = BatchReader(image, 2, ahead=2, allocate=np.empty), 0
+    with ThreadPoolExecutor(2) as pool:
+        for batch in reader.batches(pool, all_batches(plan, range(len(plan)))):
+            wait(batch.reads)
+            for tile, found in zip(batch.work.tiles, batch.pixels, strict=True):
+                assert np.array_equal(found, image.read(tile.read).reshape(3, *tile.read.shape[-2:]))
+                seen += tile.write.size
+            in_memory = np.moveaxis(batch.pixels, 1, -1) if axes.endswith("c") else batch.pixels
+            assert in_memory.flags.c_contiguous and batch.pixels.dtype == np.uint16 and in_memory.dtype.isnative
+    assert seen == np.prod(image.box_shape)
 
 
 def test_progress_adds_up_to_the_pixels_of_the_image():

@@ -1,6 +1,7 @@
 """The journal read fast: what a million lines say, and every line that says nothing."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_lines_read_together_say_what_they_say_one_by_one(tmp_path, name):
     found = content(layout, load(layout, lines, tmp_path))
     assert found == content(layout, slowly(layout, lines))
     assert None not in found[0]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_of_the_lines_of_a_grid_that_is_larger_along_each_axis_only_those_of_own_blocks_count(name):
+    layout, sides = SHAPES[name], zip(SHAPES[name].shape, SHAPES[name].block, strict=True)
+    larger = replace(layout, shape=tuple(n + side for n, side in sides))
+    files = [(index, larger.files(0, index)) for index in range(larger.n_blocks(0))]
+    own = [index for index, said in files if index < layout.n_blocks(0) and said == layout.files(0, index)]
+    found = Form(layout).read(lines_of(larger, levels=[0]))
+    assert sorted(found.blocks) == own and 0 < len(own) < len(files)
 
 
 def test_of_two_lines_about_one_block_the_last_counts(tmp_path):

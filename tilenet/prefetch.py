@@ -53,8 +53,8 @@ class BatchTiles:
 def prefetch_depth(batch: int, *, asynchronous: bool) -> int:
     """Return how many batches to read ahead: enough to keep all readers busy if the predictor works asynchronously.
 
-    >>> [prefetch_depth(batch, asynchronous=True) for batch in (1, 4)], prefetch_depth(1, asynchronous=False)
-    ([8, 2], 2)
+    >>> [prefetch_depth(batch, asynchronous=True) for batch in (1, 3, 4)], prefetch_depth(1, asynchronous=False)
+    ([8, 3, 2], 2)
     """
     return max(AHEAD, ceil_div(2 * READERS, batch)) if asynchronous else AHEAD
 

@@ -33,9 +33,9 @@ def downsample_factor(finest: int, coarse: int) -> Fraction:
 
     It is a whole number, mostly a power of two, if one fits the lengths, whose remainder is dropped or rounded up.
 
-    >>> lengths = (2967, 741), (2967, 23), (1001, 501), (1001, 500), (300, 200)
+    >>> lengths = (2967, 741), (2967, 23), (1001, 501), (1001, 500), (1001, 333), (300, 200)
     >>> [str(downsample_factor(*both)) for both in lengths]
-    ['4', '128', '2', '2', '3/2']
+    ['4', '128', '2', '2', '3', '3/2']
     """
     ratio = finest / coarse
     for whole in (2 ** max(0, round(log2(ratio))), max(1, round(ratio))):

@@ -40,7 +40,6 @@ def separate(components: Labels, depth: Depths | None, rule: ObjectRule) -> Labe
     background, relative to the largest in each component.
     """
     large = np.bincount(components.ravel()) >= rule.min_size
-    large[0] = False
     labels = np.where(large[components], components, 0)
     smooth = _smoothed(labels, depth, rule.spacing)
     slices, n = ndi.find_objects(labels), len(large)
