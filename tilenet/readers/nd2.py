@@ -102,7 +102,7 @@ class Nd2Image(ChunkedImage):
             return np.zeros(piece.shape, self.dtype)
         channels, rows, columns = piece.slices[2:5]
         pixels = self._frames.unpacked(number) if self.keeps_pieces else self._frames.rows(number, rows, columns)
-        # Colours are stored blue first.
+        # Colours are stored blue first, which nd2 does not say: https://github.com/ome/bioformats/pull/4321
         return pixels[:, :, channels, ::-1].transpose(2, 0, 1, 3).reshape(piece.shape)
 
     def identity(self) -> dict[str, Any]:
