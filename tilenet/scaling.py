@@ -188,12 +188,7 @@ def percentiles(parts: Sequence[Pixels], percents: Sequence[float]) -> NDArray[n
 
 def _counts_of(values: Pixels) -> NDArray[np.int64]:
     """Return how often each value of an unsigned 8-bit or 16-bit type occurs."""
-    bits = 8 * values.dtype.itemsize
-    if bits == 8 and len(values) % 2 == 0:
-        # Count pairs of values as 16-bit numbers, which takes half the time.
-        pairs = _counts_of(np.ascontiguousarray(values).view(np.uint16)).reshape(256, 256)
-        return np.asarray(pairs.sum(axis=0) + pairs.sum(axis=1))
-    counts = np.zeros(2**bits, np.int64)
+    counts = np.zeros(2 ** (8 * values.dtype.itemsize), np.int64)
     for start in range(0, len(values), COUNTED):
         counts += np.bincount(values[start : start + COUNTED], minlength=len(counts))
     return counts
