@@ -5,7 +5,6 @@ import pytest
 import tifffile
 
 import tilenet
-from tilenet.errors import SettingsError
 from tilenet.sample import write_sample
 
 
@@ -28,12 +27,6 @@ def test_a_sample_of_a_name_that_is_no_tiff_s_is_refused(tmp_path, tilenet_comma
     code, _, err = tilenet_command("sample", tmp_path / name)
     assert (code, list(tmp_path.iterdir())) == (2, [])
     assert f"{name}: the sample is a TIFF. Give a name in .tif or .tiff\n" in err
-
-
-def test_a_sample_has_a_pixel_at_the_coarsest_level_at_least(tmp_path):
-    with pytest.raises(SettingsError, match="side 7: the coarsest level would have no pixels. Give 8 or more"):
-        write_sample(tmp_path / "slide.tif", side=7)
-    assert write_sample(tmp_path / "slide.tif", side=8).exists()
 
 
 def test_a_sample_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):

@@ -16,12 +16,12 @@ from tilenet.store.destination import put_whole
 SIDE, LEVELS, FILE_TILE = 4096, 4, 256
 
 
-def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
-    """Write a tiled, pyramidal RGB TIFF, `side` px high and wide: an immunohistochemistry photograph, mirror-tiled.
+def write_sample(path: str | Path) -> Path:
+    """Write a tiled, pyramidal RGB TIFF, `SIDE` px high and wide: an immunohistochemistry photograph, mirror-tiled.
 
     The photograph (512 x 512, colon tissue, brown DAB and blue haematoxylin) is repeated by
-    reflection, never resized. `SettingsError` if `path` does not end in ``.tif`` or ``.tiff``, or if
-    `side` is less than 8; `OutputExists` if there is such a file.
+    reflection, never resized. `SettingsError` if `path` does not end in ``.tif`` or ``.tiff``; `OutputExists` if there
+    is such a file.
     """
     import tifffile
     from skimage import data
@@ -32,10 +32,8 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
         raise SettingsError(f"{path}: the sample is a TIFF. Give a name in .tif or .tiff")
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
-    if side < 2 ** (LEVELS - 1):
-        raise SettingsError(f"side {side}: the coarsest level would have no pixels. Give {2 ** (LEVELS - 1)} or more")
     with put_whole(path) as part, tifffile.TiffWriter(part) as tiff:
-        for level, pixels in enumerate(_pyramid(photo, side)):
+        for level, pixels in enumerate(_pyramid(photo)):
             tiff.write(
                 pixels,
                 photometric="rgb",
@@ -49,11 +47,11 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
     return path
 
 
-def _pyramid(photo: NDArray[np.uint8], side: int) -> Iterator[NDArray[np.uint8]]:
-    rows, columns = ([mirror(i, n) for i in range(side)] for n in photo.shape[:2])
+def _pyramid(photo: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    rows, columns = ([mirror(i, n) for i in range(SIDE)] for n in photo.shape[:2])
     pixels = photo[np.ix_(rows, columns)]
     for _ in range(LEVELS):
         yield pixels
-        n = pixels.shape[0] // 2 * 2
-        quads = pixels[:n, :n].reshape(n // 2, 2, n // 2, 2, 3)
+        half = len(pixels) // 2
+        quads = pixels.reshape(half, 2, half, 2, 3)
         pixels = quads.mean(axis=(1, 3)).round().astype(np.uint8)
