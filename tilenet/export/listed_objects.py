@@ -15,7 +15,7 @@ from tilenet.export.areas import cut_size, least_of, pixel_sizes
 from tilenet.export.outlines import regions
 from tilenet.export.placement import MaskPlacement
 from tilenet.export.positive_rules import VERDICTS
-from tilenet.export.shapes import Ids, has_volumes
+from tilenet.export.shapes import has_volumes, plane_id, shape_id
 from tilenet.sheets import as_settings_errors, cells, name_columns, rows_of
 from tilenet.store import AnyMask
 
@@ -148,4 +148,6 @@ def _is_of(mask: AnyMask, grid: MaskPlacement, line: dict[str, str], table: Path
         return False
     pixels, number = mask.read(0, (*plane, slice(top, bottom), slice(left, right))), int(line["object"])
     found = next(regions([np.where(pixels == number, pixels, 0)]), None)
-    return found is not None and str(Ids(mask, plane).of(number, found.rings[0][0] + [top, left])) == line["id"]
+    if found is None:
+        return False
+    return str(shape_id(plane_id(mask, plane), number, found.rings[0][0] + [top, left])) == line["id"]

@@ -162,27 +162,27 @@ def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape
             if progress:
                 progress(done + row, len(planes) * height)
 
-        ids = Ids(mask, index)
+        plane = plane_id(mask, index)
         at = {axis: i + first for axis, i, first in zip(mask.axes, index, mask.origin, strict=False)}
         traced = regions(_strips(mask, index, advance))
         last_rows = _last_rows(_strips(mask, index)) if objects else None
         for value, parts in _by_value(traced, last_rows):
             name = names[0] if objects else names.get(value, f"class {value}")
-            yield Shape(value, name, parts, at.get("t", 0), at.get("z", 0), ids.of(value, parts[0].rings[0][0]))
+            own = shape_id(plane, value, parts[0].rings[0][0])
+            yield Shape(value, name, parts, at.get("t", 0), at.get("z", 0), own)
 
 
-class Ids:
-    """Ids of the shapes of one plane of a mask, which no other mask or plane has."""
+def plane_id(mask: AnyMask, plane: tuple[int, ...]) -> UUID:
+    """Return the id of a plane of a mask, which no other mask or plane has."""
+    # Not of the processor and the libraries that computed the mask, which may differ from run to run.
+    info = {name: value for name, value in mask.info.items() if name != "computed"}
+    return uuid5(uuid5(NAMESPACE_OID, json.dumps(info, sort_keys=True)), str(plane))
 
-    def __init__(self, mask: AnyMask, plane: tuple[int, ...]) -> None:
-        # Not of the processor and the libraries that computed the mask, which may differ from run to run.
-        info = {name: value for name, value in mask.info.items() if name != "computed"}
-        self._plane = uuid5(uuid5(NAMESPACE_OID, json.dumps(info, sort_keys=True)), str(plane))
 
-    def of(self, value: int, corner: NDArray[Any]) -> UUID:
-        """Return the id of a shape, given the first corner (y, x) of its first part."""
-        y, x = corner.tolist()
-        return uuid5(self._plane, f"{value} {y} {x}")
+def shape_id(plane: UUID, value: int, corner: NDArray[Any]) -> UUID:
+    """Return the id of a shape in a plane of an id, given the first corner (y, x) of its first part."""
+    y, x = corner.tolist()
+    return uuid5(plane, f"{value} {y} {x}")
 
 
 def class_names(mask: AnyMask) -> dict[int, str]:
