@@ -163,11 +163,6 @@ def reader_has_gone() -> bool:
     return bool(stdout.poll(0))
 
 
-def label_names(labels: dict[str, str]) -> str:
-    """Return ``1 = nucleus`` for {"1": "nucleus"}."""
-    return ", ".join(f"{value} = {name}" for value, name in labels.items())
-
-
 def plain(value: Any) -> str:
     """Return a value as one line of text, with seven digits of every number that is no integer.
 

@@ -10,7 +10,7 @@ import click
 
 from tilenet.cli.cluster import cluster_of, cluster_options, refuse_with_shard
 from tilenet.cli.options import FILE, JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
-from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show
+from tilenet.cli.output import profile_of, profile_rows, progress_bar, remarks, show
 from tilenet.errors import SettingsError, counted
 from tilenet.geometry import sides_text
 
@@ -100,7 +100,7 @@ def _result(
     facts = {"out": str(place), "complete": True, "seconds": round(seconds, 2)}
     facts |= {"axes": mask.axes, "shape": mask.shape, "labels": labels}
     facts["resolution"] = {name: record[name] for name in ("level", "mpp", "factor")}
-    what = label_names(labels)
+    what = ", ".join(f"{value} = {name}" for value, name in labels.items())
     if record["output"] == "objects":
         facts["objects"] = mask.info["objects"]
         what = counted(mask.info["objects"], "volume" if "link" in record else "object")

@@ -37,7 +37,7 @@ from tilenet.sizes import plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
 from tilenet.tissue import detection
 from tilenet.tissue.detection import Search
-from tilenet.tissue.regions import as_tissue
+from tilenet.tissue.regions import names_regions, tissue_in_regions
 
 LOG = logging.getLogger("tilenet")
 
@@ -169,7 +169,9 @@ def _remark_widths(taken: NetworkInput, options: Options, source: str) -> None:
 
 def _search(options: Options, opened: Image, taken: NetworkInput, footprint: Footprint, decision: Decision) -> Search:
     """Return how the run finds tissue."""
-    wanted = as_tissue(options.tissue, opened, taken.resolution)
+    wanted = options.tissue
+    if names_regions(wanted):
+        wanted = tissue_in_regions(wanted, opened, taken.resolution)
     search = detection.search(wanted, taken.whole, channels=taken.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")

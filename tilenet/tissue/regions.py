@@ -31,11 +31,6 @@ def names_regions(tissue: Any) -> bool:
     return isinstance(tissue, str | PathLike) and Path(tissue).suffix.lower() in ENDINGS
 
 
-def as_tissue(wanted: Any, image: Image, resolution: Resolution) -> Any:
-    """Return what a user gave as tissue; if it names a file of regions, where they lie in the image."""
-    return tissue_in_regions(wanted, image, resolution) if names_regions(wanted) else wanted
-
-
 def tissue_in_regions(path: str | Path, image: Image, resolution: Resolution) -> Tissue:
     """Return where the regions of a GeoJSON file lie in an image, which is segmented at a resolution.
 
