@@ -38,9 +38,22 @@ def test_what_fails_in_a_process_is_done_here():
     assert list(map_in_processes(int, ["1", "two", "3"], 2, otherwise=len)) == [1, 3, 3]
 
 
-def test_if_a_process_is_killed_all_that_is_left_is_done_here():
-    found = list(map_in_processes(os._exit, [1, 2, 3, 4, 5, 6, 7], 2, otherwise=str))
+def test_if_processes_are_killed_again_and_again_fewer_begin_and_at_last_all_is_done_here(caplog):
+    found = list(map_in_processes(os._exit, [1, 2, 3, 4, 5, 6, 7], 4, otherwise=str))
     assert found == ["1", "2", "3", "4", "5", "6", "7"]
+    said = ["2 of 4 begin again", "1 of 2 begin again", "this one does what is left"]
+    assert [message.split(": ")[1].split(". ")[0] for message in caplog.messages] == said
+
+
+# Kills the process that is the first to make a file.
+DEADLY = "__import__('os').path.exists({0!r}) or open({0!r}, 'x') and __import__('signal').raise_signal(9)"
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_if_a_process_is_killed_once_fewer_do_what_is_left(count, tmp_path, caplog):
+    items = [str(n) for n in range(9)] + [DEADLY.format(str(tmp_path / "file"))] + [str(n) for n in range(9)]
+    assert list(map_in_processes(eval, items, count, otherwise=fails)) == [*range(9), True, *range(9)]
+    assert [f"{count // 2} of {count} begin again" in message for message in caplog.messages] == [True]
 
 
 def test_an_error_that_happens_here_too_is_raised():

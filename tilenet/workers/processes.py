@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TypeVar
@@ -25,6 +26,7 @@ from tilenet.prefetch import prefetched
 S = TypeVar("S")
 T = TypeVar("T")
 LOG = logging.getLogger("tilenet")
+REMEDY = "If memory ran out, a smaller --memory begins fewer"
 _most = ContextVar("most", default=1)
 
 
@@ -49,20 +51,36 @@ def map_in_processes(
     """Yield what a function makes of each item, in order, in `count` processes.
 
     What fails there is done by `otherwise` in this process, while the others are idle, so that it may take all memory.
+    If one is killed, all end, and half as many begin with what is left; the third time, this one does it alone.
     """
+    left = deque(items)
+    for n, fewer in pairwise((count, count // 2, count // 4, 0)):
+        if n and left:
+            yield from _in_pool(function, left, n, otherwise=otherwise)
+            if left:
+                then = f"{fewer} of {n} begin again" if fewer else "this one does what is left"
+                LOG.warning("one of the processes that find objects was killed: %s. %s", then, REMEDY)
+    yield from map(otherwise, left)
+
+
+def _in_pool(function: Callable[[S], T], left: deque[S], count: int, *, otherwise: Callable[[S], T]) -> Iterator[T]:
+    """Take items from those that are left, and yield what is made of them, until a process is killed."""
     # A forked process would inherit the locks of PyTorch's threads.
     context = get_context("spawn")
     watched, held = context.Pipe(duplex=False)
     underway: deque[Future[T]] = deque()
     pool = ProcessPoolExecutor(count, context, _begin, (watched,))
 
-    def begun(item: S) -> tuple[S, Future[T]]:
+    def begun(item: S) -> Future[T]:
         underway.append(_submitted(pool, function, item))
-        return item, underway[-1]
+        return underway[-1]
 
     try:
-        for item, future in prefetched(begun, items, 2 * count):
+        for future in prefetched(begun, tuple(left), 2 * count):
             error = future.exception()
+            if isinstance(error, BrokenExecutor):
+                return
+            item = left.popleft()
             underway.popleft()
             if error:
                 LOG.info("a process failed (%s): this one does its part", first_line(error))
@@ -82,7 +100,7 @@ def _submitted(pool: ProcessPoolExecutor, function: Callable[[S], T], item: S) -
         return pool.submit(function, item)
     except (BrokenExecutor, OSError) as error:  # a process was killed; or none can be started
         failed: Future[T] = Future()
-        failed.set_exception(error)
+        failed.set_exception(BrokenExecutor(first_line(error)))
         return failed
 
 
