@@ -119,9 +119,7 @@ class Hdf5Image(ChunkedImage):
     def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
         if not self._file:
             raise ImageError(f"{self.name}: is closed. Open it again")
-        pieces = super()._pieces(asked, joined)
-        # Of datasets without chunks, only what is asked for is read.
-        return pieces if self.keeps_pieces else (piece & asked for piece in pieces)
+        return super()._pieces(asked, joined)
 
     def _sides(self, joined: str) -> tuple[int, ...]:
         return self._contents.grids[self.level].sides

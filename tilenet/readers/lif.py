@@ -99,7 +99,7 @@ class LifImage(ChunkedImage):
     def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
         if self._file.closed:
             raise ImageError(f"{self.name}: is closed. Open it again")
-        return (piece & asked for piece in super()._pieces(asked, joined))
+        return super()._pieces(asked, joined)
 
     def _sides(self, joined: str) -> tuple[int, ...]:
         dims = zip(self._layout.dims, self._maps[0].letters, strict=True)

@@ -6,7 +6,7 @@ The library nd2 says what was recorded, and where in the file it lies.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,6 @@ class Nd2Image(ChunkedImage):
             if name in parts:
                 digest.update(self._frames.read(*self._frames.part(name, parts[name][0])))
         return digest.hexdigest()
-
-    def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
-        pieces = super()._pieces(asked, joined)
-        # Of frames that are not compressed, only what is asked for is read.
-        return pieces if self.keeps_pieces else (piece & asked for piece in pieces)
 
     def _sides(self, joined: str) -> tuple[int, ...]:
         return (1, 1, *self._maps[0].shape[2:])

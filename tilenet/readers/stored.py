@@ -76,8 +76,12 @@ class ChunkedImage(StoredImage):
         return out
 
     def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
-        """Return the pieces that a box touches; they may be `joined` over the whole of an axis, unless it is empty."""
-        return cells_touched(asked, self._sides(joined), self._maps[self.level].shape)
+        """Return the pieces that a box touches, cut to the box if they are not kept.
+
+        They may be `joined` over the whole of an axis, unless that is empty.
+        """
+        pieces = cells_touched(asked, self._sides(joined), self._maps[self.level].shape)
+        return pieces if self.keeps_pieces else (piece & asked for piece in pieces)
 
     def _pixels_of(self, pieces: Sequence[Box]) -> Iterable[Pixels]:
         if not self.keeps_pieces:
