@@ -15,6 +15,7 @@ from skimage.measure import regionprops
 from stub import Bright3D, Threshold
 
 import tilenet
+from tilenet.export.areas import MinimumSize, cut_size, um_of
 from tilenet.export.table import read_table, write_table
 from tilenet.export.totals_table import write_counts
 
@@ -86,6 +87,30 @@ def test_the_pixels_of_a_coarser_mask_that_lie_on_the_image_are_those_that_count
         assert float(line["area_um2"]) == region.area * UM**2
         assert (float(line["x"]), float(line["y"])) == pytest.approx((x + 0.5, y + 0.5), abs=6e-4)
     assert not lines
+
+
+@pytest.mark.parametrize("um", [2.502, 2.503, "2.503", 2.6, 2.501, "2.501", 0.0, ""])
+def test_a_shape_is_cut_where_the_table_says_less_than_its_pixels_to_the_digits_of_a_table(um):
+    whole = um_of(10, 0.25025)
+    assert whole == 2.502 and um_of(10, None) == ""
+    assert cut_size(10, 0.25025, um) == (float(um) if um != "" and float(um) < whole else None)
+    assert cut_size(10, None, um) is None
+
+
+@pytest.mark.parametrize(
+    ("least", "pixels", "cut", "small"),
+    [
+        (MinimumSize(), 0, None, False),
+        (MinimumSize(10), 10, 0.1, False),
+        (MinimumSize(10), 9, 99.0, True),
+        (MinimumSize(10, 2.5), 10, None, False),
+        (MinimumSize(10, 2.5), 9, None, True),
+        (MinimumSize(10, 2.5), 11, 2.499, True),
+        (MinimumSize(10, 2.5), 9, 2.5, False),
+    ],
+)
+def test_a_least_area_is_compared_with_that_of_a_cut_shape_and_else_with_its_pixels(least, pixels, cut, small):
+    assert least.excludes(pixels, cut) == small
 
 
 def test_a_least_area_compares_the_part_on_the_image_and_a_least_number_of_pixels_the_pixels(slide, tmp_path):

@@ -20,7 +20,7 @@ from tilenet.errors import (
     SettingsError,
 )
 from tilenet.geometry import Box
-from tilenet.store import Layout, Mask, Store, codec, file_system, open_mask
+from tilenet.store import Layout, Mask, Store, TissueMap, codec, file_system, open_mask
 from tilenet.store.layout import ArrayLayout
 from tilenet.store.metadata import array_document
 
@@ -253,22 +253,64 @@ def test_a_layout_survives_json():
         assert Layout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
 
 
+def tissue_of(*covers):
+    return TissueMap(np.ones((1, 1), bool), covers).to_json()
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "said"),
     [
-        {"axes": "xy"},
-        {"axes": "cyx"},
-        {"shape": (0, 3)},
-        {"block": (3,)},
-        {"labels": {-1: ("", None)}},
-        {"classes": -1},
+        ({"axes": "xy"}, "a mask has the axes yx"),
+        ({"axes": "cyx"}, "a mask has the axes yx"),
+        ({"shape": (0, 3)}, "must be positive"),
+        ({"block": (3, 0)}, "must be positive"),
+        ({"block": (3,)}, "axes yx do not fit"),
+        ({"shape": (3, 3, 3)}, "axes yx do not fit"),
+        ({"pixel_size": (None,)}, "axes yx do not fit"),
+        ({"origin": (1,)}, r"origin \(1,\) does not fit the axes yx"),
+        ({"shift": (0.5,) * 3}, r"shift \(0.5, 0.5, 0.5\) does not fit the axes yx"),
+        ({"labels": {-1: ("", None)}}, "are not negative"),
+        ({"classes": -1}, "are not negative"),
+        ({"probability_dtype": "int8"}, "probabilities are float16, float32 or float64, not int8"),
+        ({"zarr_format": 4}, "a mask is written in zarr format 2 or 3, not 4"),
+        ({"tissue": tissue_of(3, 2)}, "does not cover"),
+        ({"tissue": tissue_of(3, 4), "origin": (1, 1)}, "does not cover"),
     ],
+    ids=str,
 )
-def test_a_layout_that_is_no_mask_is_refused(options):
+def test_a_layout_that_is_no_mask_is_refused(options, said):
     usual = {"axes": "yx", "shape": (3, 3), "block": (3, 3), "pixel_size": (None, None), "name": ""}
-    Layout(**usual)
-    with pytest.raises(SettingsError):
+    Layout(**usual, tissue=tissue_of(3, 3))
+    Layout(**usual, tissue=tissue_of(4, 4), origin=(1, 1))
+    with pytest.raises(SettingsError, match=said):
         Layout(**(usual | options))
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_mask_values_have_the_smallest_type_that_holds_them(bits):
+    for largest, expected in ((2**bits - 1, f"uint{bits}"), (2**bits, f"uint{2 * bits}")):
+        for values in ({"labels": {largest: ("far", None)}}, {"largest": largest, "labels": LABELS}):
+            assert Layout("yx", (9, 9), (9, 9), (None, None), "", **values).mask_dtype == expected
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_blocks_are_found_by_their_files_and_none_beyond_the_grid(name):
+    layout = LAYOUTS[name]
+    for level, shape in enumerate(layout.levels):
+        count = np.zeros(shape, int)
+        for index in range(layout.n_blocks(level)):
+            count[layout.box(level, index).slices] += 1
+            for file in layout.files(level, index):
+                array = layout.array_of(file)
+                place = tuple(map(int, file.removeprefix(layout.folder(array)).strip("/").split("/")))
+                assert layout.block_of_file(array, place) == index
+                size = layout.arrays[array]
+                for axis, (n, block) in enumerate(zip(size.shape, size.block, strict=True)):
+                    beyond = (*place[:axis], -(-n // block), *place[axis + 1 :])
+                    assert layout.block_of_file(array, beyond) is None
+                assert layout.block_of_file(array, place[1:]) is layout.block_of_file(array, (*place, 0)) is None
+            assert len(layout.files(level, index)) == layout.n_files(level)
+        assert (count == 1).all()
 
 
 def test_the_metadata_say_pixel_size_labels_and_how_it_was_made(tmp_path):
