@@ -53,8 +53,8 @@ DAMAGES = {
     "an axis backwards": (axis(Y, BytesInc=-106), "entries of its axis y lie -106 bytes apart"),
     "a channel before the first": (channel(1, BytesInc=-2), "channels that begin at the bytes [-2"),
     "channels at odd places": (channel(1, BytesInc=1), ""),
-    "a plane too many": (axis(Z, NumberOfElements=3), "is cut off: it has 25440 of its 38160 bytes"),
-    "absurdly many planes": (axis(Z, NumberOfElements=2**62), "is cut off: it has 25440 of its"),
+    "a plane too many": (axis(Z, NumberOfElements=3), "lacks pixels: it has 25440 of 38160 bytes"),
+    "absurdly many planes": (axis(Z, NumberOfElements=2**62), "lacks pixels: it has 25440 of"),
     "absurdly many rows": (axis(Y, NumberOfElements=2**62), "entries of its axis c lie 4240 bytes apart"),
     "absurdly many pixels": (axis(X, NumberOfElements=10**30), "entries of its axis"),
     "more digits than a number has": (axis(X, NumberOfElements="9" * 5000), ""),
@@ -66,14 +66,15 @@ DAMAGES = {
     "channels of two types": (channel(1, Resolution=8), "has channels of uint16 and uint8"),
     "an unknown type": (put("ChannelDescription", DataType=7), ""),
     "more bits than there are": (put("ChannelDescription", Resolution=65), ""),
+    "no bits": (put("ChannelDescription", Resolution=0), ""),
     "floats of 8 bits": (put("ChannelDescription", Resolution=8, DataType=1), "float8"),
     "no channels": (without("ChannelDescription"), "without channels"),
     "no axes": (without("DimensionDescription"), "does not name both y and x"),
     "no description": (without("ImageDescription"), "without a description"),
     "no image": (without("Image"), "holds no image"),
-    "no block": (put("Memory", MemoryBlockID="MemBlock_9"), "is cut off: it has 0 of its 25440 bytes"),
-    "the block of the project": (put("Memory", MemoryBlockID="MemBlock_0"), "it has 0 of its 25440 bytes"),
-    "no word on blocks": (without("Memory"), "it has 0 of its 25440 bytes"),
+    "no block": (put("Memory", MemoryBlockID="MemBlock_9"), "lacks pixels: it has 0 of 25440 bytes"),
+    "the block of the project": (put("Memory", MemoryBlockID="MemBlock_0"), "it has 0 of 25440 bytes"),
+    "no word on blocks": (without("Memory"), "it has 0 of 25440 bytes"),
     "an unknown version": (lambda root: root.set("Version", "3"), "version"),
     "no version": (lambda root: root.attrib.pop("Version"), "Version"),
 }
@@ -87,9 +88,11 @@ def test_a_damaged_lif_is_refused_on_opening(tmp_path, refused, name):
 
 @pytest.mark.parametrize("end", [13, 100, -25600, -25500, -25441, -25440, -25439, -1000, -1])
 def test_a_lif_that_is_cut_off_is_refused_on_opening(tmp_path, refused, end):
+    behind = -25530 < end < 0
+    says = f"lacks pixels: it has {max(0, 25440 + end)} of 25440 bytes" if behind else "is cut off at byte"
     path = write_lif(tmp_path / "a.lif", Series(PIXELS, "zcyx"))
     path.write_bytes(path.read_bytes()[:end])
-    refused(path, says="is cut off")
+    refused(path, says=says)
 
 
 def test_of_a_lif_that_is_cut_off_images_that_are_whole_are_read(tmp_path):
@@ -97,7 +100,7 @@ def test_of_a_lif_that_is_cut_off_images_that_are_whole_are_read(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with open_image(path / "one") as image:
         np.testing.assert_array_equal(whole(image), PIXELS.swapaxes(0, 1))
-    with pytest.raises(ImageError, match="two: is cut off: it has 25340 of its 25440 bytes. Get it again"):
+    with pytest.raises(ImageError, match="two: lacks pixels: it has 25340 of 25440 bytes. Get the whole file"):
         open_image(path / "two")
 
 

@@ -77,7 +77,7 @@ class LifImage(ChunkedImage):
         block = lif.memory_blocks.get("" if memory is None else memory.get("MemoryBlockID"))
         held = max(0, min(block.size, self._n_bytes - block.offset)) if block else 0
         if held < layout.n_bytes:
-            raise ImageError(f"{self.name}: is cut off: it has {held} of its {layout.n_bytes} bytes. Get it again")
+            raise ImageError(f"{self.name}: lacks pixels: it has {held} of {layout.n_bytes} bytes. Get the whole file")
         self._start = block.offset + layout.start
         self._sha256 = hashlib.sha256(f"{self._start} ".encode() + ElementTree.tostring(image)).hexdigest()
 

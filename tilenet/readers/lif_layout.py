@@ -98,24 +98,15 @@ def layout_of(image: Xml, name: str) -> Layout:
     channels = sorted(described.iterfind("./Channels/ChannelDescription"), key=_offset)
     if not channels:
         raise ValueError("an image without channels")
-    dtype, offsets = _dtype(channels, name), [_offset(channel) for channel in channels]
-    nearest = min((d.step for d in axes if d.length > 1), default=offsets[-1] + 1)
-    n_samples = max(1, sum(offset - offsets[0] < nearest for offset in offsets))
-    apart, samples = _evenly("c", offsets[::n_samples]), _evenly("s", offsets[:n_samples])
-    places = [c * apart.step + s * samples.step for c in range(apart.length) for s in range(n_samples)]
-    if offsets[0] < 0 or offsets != [offsets[0] + place for place in places]:
-        raise ValueError(f"channels that begin at the bytes {offsets}")
-    dims = sorted([*axes, apart, samples], key=lambda d: (ORDER.index(d.letter), -d.step))
-    names = [] if n_samples > 1 else [_channel_name(channel) for channel in channels]
-    if tuple(map(str.lower, names)) == RGB:
-        names = []  # these are three stains, shown in these colours, and no picture in colour
+    nearest = min((d.step for d in axes if d.length > 1), default=None)
+    apart, samples = _channel_dimensions([_offset(channel) for channel in channels], nearest)
     tags = [channel.get("ChannelTag") for channel in channels[:2]]
     layout = Layout(
-        tuple(dims),
-        dtype,
-        offsets[0],
-        RGB if len(channels) == n_samples == 3 else tuple(names),
-        blue_first=n_samples == 3 and tags == BLUE_FIRST,
+        tuple(sorted([*axes, apart, samples], key=lambda d: (ORDER.index(d.letter), -d.step))),
+        _dtype(channels, name),
+        _offset(channels[0]),
+        _channel_names(channels, samples.length),
+        blue_first=samples.length == 3 and tags == BLUE_FIRST,
     )
     layout.refuse_overlap()
     return layout
@@ -140,10 +131,15 @@ def _offset(channel: Xml) -> int:
     return int(channel.attrib["BytesInc"])
 
 
-def _evenly(letter: str, offsets: Sequence[int]) -> Dimension:
-    """Return the dimension of channels at some offsets, which are said to lie evenly, if they do at the beginning."""
-    step = next((b - a for a, b in pairwise(offsets)), 0)
-    return Dimension(letter, len(offsets), step)
+def _channel_dimensions(offsets: list[int], nearest: int | None) -> tuple[Dimension, Dimension]:
+    """Return the dimensions of channels that lie apart, and of samples between a pixel and the `nearest` other one."""
+    n = sum(nearest is None or offset - offsets[0] < nearest for offset in offsets) or 1
+    apart, samples = offsets[::n], offsets[:n]
+    c, s = (next((b - a for a, b in pairwise(some)), 0) for some in (apart, samples))
+    evenly = [offsets[0] + i * c + k * s for i in range(len(apart)) for k in range(n)]
+    if offsets[0] < 0 or offsets != evenly:
+        raise ValueError(f"channels that begin at the bytes {offsets}")
+    return Dimension("c", len(apart), c), Dimension("s", n, s)
 
 
 def _dtype(channels: Sequence[Xml], name: str) -> np.dtype[Any]:
@@ -155,7 +151,15 @@ def _dtype(channels: Sequence[Xml], name: str) -> np.dtype[Any]:
 
 def _stored_bits(channel: Xml) -> str:
     bits = int(channel.attrib["Resolution"])  # those that are used, such as 12
-    return str(next(n for n in (8, 16, 32, 64) if bits <= n))
+    return str(next(n for n in (8, 16, 32, 64) if 0 < bits <= n))
+
+
+def _channel_names(channels: Sequence[Xml], n_samples: int) -> tuple[str, ...]:
+    if n_samples > 1:
+        return RGB if len(channels) == n_samples == 3 else ()
+    names = tuple(_channel_name(channel) for channel in channels)
+    # Three stains may be shown in red, green and blue, and are no picture in colour.
+    return () if tuple(map(str.lower, names)) == RGB else names
 
 
 def _channel_name(channel: Xml) -> str:
