@@ -32,7 +32,7 @@ RGB, BGR = (1, 2, 3), (3, 2, 1)
     ("tzcyx", (2, 3, 2, 40, 53), "tzcyx"),
     ("tczyx", (2, 2, 3, 40, 53), "tzcyx"),
     ("tyzcx", (2, 40, 3, 2, 53), "tzcyx"),
-    ("xyzt", (53, 40, 3, 2), "tzyx"),
+    ("xyzt", (19, 11, 3, 2), "tzyx"),
 ])  # fmt: skip
 def test_boxes_are_those_that_were_written_whatever_the_order_of_the_axes(tmp_path, stored, shape, axes, dtype):
     pixels = random_pixels(shape, dtype)
@@ -61,6 +61,16 @@ def test_colours_are_channels_red_first_as_liffile_has_them(tmp_path, tags, dtyp
         with liffile.LifFile(path) as lif:
             assert lif.images[0].shape == expected.shape
             np.testing.assert_array_equal(lif.images[0].asarray(), expected)
+
+
+@pytest.mark.parametrize("tags", [RGB, BGR])
+def test_colours_beside_colours_are_channels_in_order(tmp_path, tags):
+    pixels = random_pixels((2, 40, 53, 3))  # c, y, x, s
+    with open_image(write_lif(tmp_path / "a.lif", Series(pixels, "cyxs", tags=tags * 2))) as image:
+        assert (image.axes, image.shape, image.is_color) == ("cyx", (6, 40, 53), False)
+        expected = np.moveaxis(pixels[..., ::-1] if tags == BGR else pixels, -1, 1).reshape(6, 40, 53)
+        for box in boxes(image.box_shape, seed=3):
+            np.testing.assert_array_equal(image.read(box), mirrored(expected, box))
 
 
 @pytest.mark.parametrize("axes", ["yx", "cyx", "zcyx", "czyx", "tzcyx"])
