@@ -15,8 +15,9 @@ import numpy as np
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring, area_and_centroid
 from tilenet.export.edges import Edges
+from tilenet.export.opened import has_volumes
 from tilenet.export.placement import DECIMALS, MaskPlacement
-from tilenet.export.shapes import Shape, has_volumes
+from tilenet.export.shapes import Shape
 from tilenet.store import AnyMask
 
 

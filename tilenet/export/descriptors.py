@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.export.edges import Edges, Moments
-from tilenet.export.shapes import has_volumes
+from tilenet.export.opened import has_volumes
 from tilenet.readers.calibrated import sizes_differ
 from tilenet.store import AnyMask
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tilenet.card import colors_of
 from tilenet.export.areas import pixel_sizes, um_of
 from tilenet.export.measuring import MeasuredShape, Measuring
-from tilenet.export.shapes import Shape, has_volumes
+from tilenet.export.opened import has_volumes
+from tilenet.export.shapes import Shape
 from tilenet.export.totals import Outlined
 
 # QuPath's own classes (PathClassTools in its source), and its colours for them.

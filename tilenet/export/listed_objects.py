@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from tilenet.errors import OutputMismatch, SettingsError, refuse_special_file
 from tilenet.export.areas import cut_size, least_of, pixel_sizes
+from tilenet.export.opened import has_volumes
 from tilenet.export.outlines import regions
 from tilenet.export.placement import MaskPlacement
 from tilenet.export.positive_rules import VERDICTS
-from tilenet.export.shapes import has_volumes, plane_id, shape_id
+from tilenet.export.shapes import plane_id, shape_id
 from tilenet.sheets import as_settings_errors, cells, name_columns, rows_of
 from tilenet.store import AnyMask
 

@@ -19,7 +19,8 @@ from tilenet.export.areas import cut_size, least_of, pixel_sizes, um_of
 from tilenet.export.features import Features
 from tilenet.export.intensities import Intensities
 from tilenet.export.measuring import MeasuredShape, Measuring
-from tilenet.export.shapes import Progress, check_export_place, has_volumes, open_placed
+from tilenet.export.opened import check_export_place, has_volumes, open_placed
+from tilenet.export.shapes import Progress
 from tilenet.export.totals import Outlined
 from tilenet.masks.protected import check_file_place
 from tilenet.store import AnyMask

@@ -21,9 +21,10 @@ from tilenet.errors import ImageError, OutputMismatch
 from tilenet.export.areas import MinimumSize, least_of
 from tilenet.export.intensities import Intensities
 from tilenet.export.measuring import MeasuredShape, Measuring
+from tilenet.export.opened import check_export_place, open_placed
 from tilenet.export.placement import MaskPlacement, find_grid, is_full
 from tilenet.export.polygons_file import Polygons, PolygonsFile, rule_text
-from tilenet.export.shapes import Progress, check_export_place, open_placed
+from tilenet.export.shapes import Progress
 from tilenet.export.table_lines import COLUMNS, lines_of
 from tilenet.export.table_rows import Rows
 from tilenet.export.tally import Tally

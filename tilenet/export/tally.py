@@ -15,8 +15,9 @@ from tilenet.errors import SettingsError
 from tilenet.export.areas import pixel_sizes
 from tilenet.export.cell_areas import area_in_cells
 from tilenet.export.in_regions import InRegion, Within
+from tilenet.export.opened import has_volumes
 from tilenet.export.placement import DECIMALS, MaskPlacement
-from tilenet.export.shapes import class_names, has_volumes
+from tilenet.export.shapes import class_names
 from tilenet.export.totals import Measured, sizes_of
 from tilenet.geometry import Box
 from tilenet.store import AnyMask, TissueMap

@@ -10,8 +10,8 @@ from typing import Any
 
 from tilenet.errors import SettingsError
 from tilenet.export.in_regions import InRegion
+from tilenet.export.opened import check_export_place
 from tilenet.export.placement import DECIMALS
-from tilenet.export.shapes import check_export_place
 from tilenet.export.totals import Measured
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
