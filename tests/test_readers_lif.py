@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tifffile
-from contents import whole
+from contents import open_files, whole
 from oracles import boxes, mirrored
 from store_helpers import tree
 
@@ -255,6 +255,16 @@ def test_threads_and_processes_read_what_one_thread_reads(tmp_path, monkeypatch)
             assert again.identity() == image.identity()
     with pytest.raises(ImageError, match="is closed. Open it again"):
         image.read(asked[0])
+
+
+def test_an_image_that_nobody_closes_closes_its_file_when_the_last_view_of_it_is_gone(tmp_path):
+    before, series = open_files(), Series(random_pixels((30, 40)))
+    image = open_image(write_lif(tmp_path / "a.lif", series))
+    view = image.at_level(0)
+    del image
+    np.testing.assert_array_equal(whole(view)[0], series.pixels)
+    del view
+    assert open_files() == before
 
 
 def test_the_mask_of_a_series_is_that_of_the_same_pixels_as_ome_tiff(shared_data, tmp_path, tilenet_command):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -35,6 +34,34 @@ LISTED = 8
 SPARSE = 2
 
 
+class OpenFile:
+    """A file that stays open until `close`, read by any number of threads at once."""
+
+    def __init__(self, path: Path, *, name: str) -> None:
+        self._name, self._file = name, os.open(path, os.O_RDONLY)
+        self.n_bytes = os.fstat(self._file).st_size
+
+    def read(self, at: int, n: int) -> memoryview:
+        """Return n bytes from a place on."""
+        if self._file < 0:
+            raise ImageError(f"{self._name}: is closed. Open it again")
+        data, done = np.empty(n, np.uint8).data, 0
+        while done < n:
+            read = os.preadv(self._file, [data[done:]], at + done)
+            if not read:
+                raise ImageError(f"{self._name}: is cut off at byte {at + done}. Get it again")
+            done += read
+        return data
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = getattr(self, "_file", -1), -1
+        if file >= 0:
+            os.close(file)
+
+    __del__ = close
+
+
 class LifImage(ChunkedImage):
     """An image in a LIF file: the one at a path inside it, or else the only one."""
 
@@ -45,24 +72,23 @@ class LifImage(ChunkedImage):
             import liffile
         self.name, self._cache, file = path, PieceCache(), file_of(path)
         with as_image_errors(f"{path}: cannot be read as a LIF", DAMAGED):
-            self._file = file.open("rb")
-            with closed_on_error(self._file):
-                self._n_bytes = os.fstat(self._file.fileno()).st_size
-                self._check_header()
+            self._file = OpenFile(file, name=path)
+            with closed_on_error(self), file.open("rb") as opened:
+                self._check_header(opened.read(HEADER.size))
+                opened.seek(0)
                 # From an open file, as with a path liffile would also open the files that the XML names.
                 with quietly("liffile"):
-                    lif = liffile.LifFile(self._file)
+                    lif = liffile.LifFile(opened)
                 if lif.type is not liffile.LifFileType.LIF:
                     raise ImageError(f"{path}: is a part of a project ({lif.type.value}). Save that as LIF, in LAS X")
                 self._read_metadata(lif, Path(path).relative_to(file).as_posix(), axes)
 
-    def _check_header(self) -> None:
-        *_, n_characters = HEADER.unpack(self._file.read(HEADER.size))
-        self._file.seek(0)
+    def _check_header(self, header: bytes) -> None:
+        *_, n_characters = HEADER.unpack(header)
         if (n_bytes := 2 * n_characters) > LARGEST_XML:
             raise ImageError(f"{self.name}: says that its XML has {n_bytes} bytes, over {LARGEST_XML}. {DAMAGED}")
-        if HEADER.size + n_bytes > self._n_bytes:
-            raise ImageError(f"{self.name}: is cut off at byte {self._n_bytes}, within its XML. Get it again")
+        if HEADER.size + n_bytes > self._file.n_bytes:
+            raise ImageError(f"{self.name}: is cut off at byte {self._file.n_bytes}, within its XML. Get it again")
 
     def _read_metadata(self, lif: Any, inside: str, axes: str | None) -> None:
         image = self._chosen(lif.xml_element, _plain(inside))
@@ -75,7 +101,7 @@ class LifImage(ChunkedImage):
         self._describe(maps, sizes_of_levels(maps, sizes), layout.channel_names)
         memory = image.find("./Memory")
         block = lif.memory_blocks.get("" if memory is None else memory.get("MemoryBlockID"))
-        held = max(0, min(block.size, self._n_bytes - block.offset)) if block else 0
+        held = max(0, min(block.size, self._file.n_bytes - block.offset)) if block else 0
         if held < layout.n_bytes:
             raise ImageError(f"{self.name}: lacks pixels: it has {held} of {layout.n_bytes} bytes. Get the whole file")
         self._start = block.offset + layout.start
@@ -96,11 +122,6 @@ class LifImage(ChunkedImage):
         names = ", ".join(f"{file}/{path}" for path, _ in images[:LISTED]) + ", ..." * (len(images) > LISTED)
         raise ImageError(f"{file}: {what}. Give one of its images: {names}")
 
-    def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
-        if self._file.closed:
-            raise ImageError(f"{self.name}: is closed. Open it again")
-        return super()._pieces(asked, joined)
-
     def _sides(self, joined: str) -> tuple[int, ...]:
         dims = zip(self._layout.dims, self._maps[0].letters, strict=True)
         return tuple(d.length if a in ("y", "x") or d.letter == "s" else 1 for d, a in dims)
@@ -116,27 +137,18 @@ class LifImage(ChunkedImage):
         extents = [(n - 1) * step for n, step in zip(pixels.shape, steps, strict=True)]
         span, axis = sum(extents) + pixels.itemsize, extents.index(max(extents))
         if span <= min(SPARSE * pixels.nbytes, LARGEST_PIECE) or not extents[axis]:
-            data = self._bytes(at, span)
+            data = self._file.read(at, span)
             pixels[...] = np.ndarray(pixels.shape, self._layout.dtype, data, strides=steps)
             return
         for i in range(pixels.shape[axis]):
             part = tuple(slice(i, i + 1) if k == axis else slice(None) for k in range(pixels.ndim))
             self._fill(pixels[part], at + i * steps[axis], steps)
 
-    def _bytes(self, at: int, n: int) -> memoryview:
-        data, done = np.empty(n, np.uint8).data, 0
-        while done < n:
-            read = os.preadv(self._file.fileno(), [data[done:]], at + done)
-            if not read:
-                raise ImageError(f"{self.name}: is cut off at byte {at + done}. Get it again")
-            done += read
-        return data
-
     def identity(self) -> dict[str, Any]:
         """Return the file's size, the image's shape, and a hash of where it lies and of what the file says of it."""
         return {
             "kind": "lif",
-            "bytes": self._n_bytes,
+            "bytes": self._file.n_bytes,
             "shape": list(self.shape),
             "metadata_sha256": self._sha256,
         }
