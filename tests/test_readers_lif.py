@@ -257,13 +257,11 @@ def test_threads_and_processes_read_what_one_thread_reads(tmp_path, monkeypatch)
         image.read(asked[0])
 
 
-def test_an_image_that_nobody_closes_closes_its_file_when_the_last_view_of_it_is_gone(tmp_path):
-    before, series = open_files(), Series(random_pixels((30, 40)))
-    image = open_image(write_lif(tmp_path / "a.lif", series))
-    view = image.at_level(0)
+def test_an_image_that_nobody_closes_closes_its_file_when_it_is_gone(tmp_path):
+    before = open_files()
+    image = open_image(write_lif(tmp_path / "a.lif", Series(random_pixels((30, 40)))))
+    assert len(open_files()) == len(before) + 1
     del image
-    np.testing.assert_array_equal(whole(view)[0], series.pixels)
-    del view
     assert open_files() == before
 
 
