@@ -181,7 +181,7 @@ class Plan(Sequence[Block]):
     def pixels_read(self) -> int:
         """Number of input pixels of all tiles together."""
         axes = zip(self.footprint.axes, self.shape, self.tile, self.origin or (0,) * len(self.shape), strict=True)
-        return prod(read_along(axis, n, t, start) for axis, n, t, start in axes)
+        return prod(_read_along(axis, n, t, start) for axis, n, t, start in axes)
 
     @property
     def redundancy(self) -> float:
@@ -189,7 +189,7 @@ class Plan(Sequence[Block]):
         return self.pixels_read / prod(self.shape)
 
 
-def read_along(axis: AxisFootprint, n: int, tile: int, origin: int = 0) -> int:
+def _read_along(axis: AxisFootprint, n: int, tile: int, origin: int = 0) -> int:
     """Return how many input pixels the tiles read along an axis to write `n` pixels, starting at `origin`."""
 
     def length(written: int) -> int:

@@ -19,7 +19,7 @@ from tilenet.byte_counts import gigabytes, memory_option, parse_bytes
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div, round_down, round_up, sides_text
-from tilenet.plan import Plan, read_along, tile_of
+from tilenet.plan import Plan
 
 DEFAULT_MEMORY = 4_000_000_000
 # The fraction (numerator, denominator) of the memory that activations may fill. The rest holds the interpreter, the
@@ -150,20 +150,16 @@ def _default_tile(
                 f"block {b} is not a multiple of {step}, the network's step; nearest {_nearest(b, step)}"
             )
         choices.append([step * d for d in range(1, max(step, min(b, largest)) // step + 1) if b // step % d == 0])
-    tiles = [tile for tile in product(*choices) if demand.of(_read_shape(part, footprint, tile)) <= room]
-    if not tiles:
-        least = demand.of(_read_shape(part, footprint, tuple(c[0] for c in choices)))
+    plans = [Plan(part.shape, footprint, tile, block, origin=part.start) for tile in product(*choices)]
+    fitting = [plan for plan in plans if demand.of(plan.largest_read) <= room]
+    if not fitting:
+        least = demand.of(plans[0].largest_read)
         enough = ceil_div(least * ACTIVATIONS[1], ACTIVATIONS[0])
         raise SettingsError(
             f"the smallest tile takes {gigabytes(least)} of activations, and the memory has {gigabytes(room)} for "
             f"them: give --memory {memory_option(enough)} or more"
         )
-
-    def cost(tile: tuple[int, ...]) -> tuple[int, int]:
-        axes = zip(footprint.axes, part.shape, tile, part.start, strict=True)
-        return prod(read_along(axis, n, t, start) for axis, n, t, start in axes), -prod(tile)
-
-    return min(tiles, key=cost)
+    return min(fitting, key=lambda plan: (plan.pixels_read, -prod(plan.tile))).tile
 
 
 def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
@@ -203,11 +199,6 @@ def whole_number(value: Any, name: str, least: int) -> int:
     if number < least:
         raise SettingsError(f"{name} {value!r}: give a whole number, {least} at least")
     return number
-
-
-def _read_shape(part: Box, footprint: Footprint, tile: tuple[int, ...]) -> tuple[int, ...]:
-    write = Box.of_shape(tuple(map(min, tile, part.shape)))
-    return tile_of(footprint, write, part.start).read.shape
 
 
 def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -> tuple[int, ...] | None:
