@@ -173,9 +173,8 @@ def remark_lost(name: str, found: Lost, record: Mapping[str, Any]) -> None:
     least = record.get("least_depth")
     message = f"{name}: {found.lost} of {found.foreground} foreground pixels belong to no object: specks"
     if least is not None and found.left_out != 0:
-        plural = "" if found.left_out == 1 else "s"
-        counted = "what" if found.left_out is None else f"{found.left_out} object{plural} that"
-        message += f", and {counted} --least-depth {least:g} leaves out ({found.objects} are kept)"
+        what = "what" if found.left_out is None else f"{counted(found.left_out, 'object')} that"
+        message += f", and {what} --least-depth {least:g} leaves out ({found.objects} are kept)"
         if "link" in record:  # which makes volumes of them, and the run gives the number of these
             message += ", counted in each plane, before they are linked"
         if found.lost > MANY * found.foreground or (found.left_out or 0) > MANY * found.objects:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.errors import counted
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 
@@ -60,9 +61,8 @@ def _other_channels(call: Call, shape: Sequence[int]) -> str:
     for wanted in CHANNELS:
         if wanted != channels and _output(call, (number, wanted, *lengths)) is not None:
             chosen = range(wanted) if wanted < channels else [0] * wanted
-            gives = f"{channels} channel{'s' if channels > 1 else ''}"
-            numbers = ",".join(map(str, chosen))
-            return f"The image gives {gives}, the network takes {wanted}. Choose with channels (--channels {numbers})"
+            has, numbers = counted(channels, "channel"), ",".join(map(str, chosen))
+            return f"The image gives {has}, the network takes {wanted}. Choose with channels (--channels {numbers})"
     return ""
 
 

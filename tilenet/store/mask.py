@@ -159,7 +159,7 @@ class AnyMask:
     def __repr__(self) -> str:
         sides = ", ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
         more = ", with probabilities" if self.probabilities is not None else ""
-        levels = f"{len(self.levels)} level{'s' if len(self.levels) > 1 else ''}"
+        levels = counted(len(self.levels), "level")
         return f"<{type(self).__name__} {self.path.name}: {sides}, {self.dtype}, {levels}{more}>"
 
 

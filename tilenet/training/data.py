@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import ImageError, ImageNotFound, SettingsError
+from tilenet.errors import ImageError, ImageNotFound, SettingsError, counted
 from tilenet.evaluation.labels import describe_frames, files_by_stem, frames_of, looks_like_intensities, read_labels
 from tilenet.geometry import Box
 from tilenet.readers import open_image
@@ -156,7 +156,7 @@ def describe_training(pairs: tuple[list[Pair], list[Pair]], scaling: Mapping[str
     ndim, channels = first.label.ndim, len(first.image)
     numbers = ", ".join(f"{name} {value}" for name, value in scaling.items() if name != "method")
     return (
-        f"{ndim}-D network over {'zyx'[-ndim:]} of {channels} channel{'s' * (channels > 1)}: {_counted(pairs[0])} to "
+        f"{ndim}-D network over {'zyx'[-ndim:]} of {counted(channels, 'channel')}: {_counted(pairs[0])} to "
         f"train on, {_counted(pairs[1])} for validation; intensities of each file scaled: {scaling['method']}"
         f"{numbers and f' ({numbers})'}"
     )
@@ -164,7 +164,7 @@ def describe_training(pairs: tuple[list[Pair], list[Pair]], scaling: Mapping[str
 
 def _counted(pairs: Sequence[Pair]) -> str:
     files = len({p.name for p in pairs})
-    return f"{files} image{'s' * (files > 1)}" + (f" of {len(pairs)} frames in all" if files < len(pairs) else "")
+    return counted(files, "image") + (f" of {len(pairs)} frames in all" if files < len(pairs) else "")
 
 
 def digest_of(pairs: tuple[list[Pair], list[Pair]]) -> str:
