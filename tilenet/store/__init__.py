@@ -4,6 +4,16 @@ A block is one shard of the mask, and with probabilities one more per class. Eac
 memory, written under a temporary name, synced, renamed into place, and then recorded in the journal with its size and
 checksum. That a file exists proves nothing; only its journal entry does. Whenever a run is killed, the resumed run
 ends with the same bytes.
+
+layout, tissue_map, metadata     what lies where in a mask; where there is tissue; the documents that say so
+codec, blocks, pyramid           shards in memory; the blocks on disk; coarser levels
+journal, journal_parser, damage  which blocks are written; its lines, many at once; files that are not as written
+file_system, destination, build  each change of the disk; where a store may go; how it is made there, whole
+lease, lease_holder              who may write, by files with a heartbeat; the process that holds one
+shared_run, flight_notes         the run that shares have in common; which flights were begun
+opening, writer, seal            a store that is being written: opened, filled, finished
+mask, guarded_files              a complete mask, and its files, of which none may be lost
+label_list                       the labels that an OME-Zarr image lists
 """
 
 from tilenet.store.damage import Damage
