@@ -39,6 +39,10 @@ OUTCOMES = ("opened", "refused", "fault")
 NUMBERS = (0, 1, -1, 7, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
 VALUES = (None, True, 0, -1, 1e300, 2**31, 2**62, "", "x", "../..", [], {}, [0, 0], [[]], {"name": "x"})
 EDGE = 2048
+# Suffixes of files that are neither TIFFs nor folders.
+KINDS = {".h5": "HDF5", ".ims": "HDF5", ".czi": "CZI", ".nd2": "ND2", ".lif": "LIF"} | dict.fromkeys(
+    (".pth", ".pt", ".safetensors"), "weights"
+)
 
 
 def make_seeds(folder: Path) -> list[Path]:
@@ -74,9 +78,9 @@ def make_seeds(folder: Path) -> list[Path]:
 
 def kind_of(path: Path) -> str:
     """Return the row of the table in which a seed counts."""
-    if path.suffix in (".h5", ".ims"):
-        return "HDF5"
-    return "weights" if path.suffix in (".pth", ".pt", ".safetensors") else "zarr" if path.is_dir() else "TIFF"
+    if path.is_dir():
+        return "zarr"
+    return KINDS.get(path.suffix, "TIFF")
 
 
 def mutate(path: Path, random: np.random.Generator) -> None:
@@ -242,7 +246,7 @@ def main() -> None:
                 print(f"{number} ({seeds[number % len(seeds)].name}): {outcome}")
             rows[kind, outcome if outcome in OUTCOMES else "fault"] += 1
     print(f"{'':8} {'mutations':>10} " + " ".join(f"{outcome:>8}" for outcome in OUTCOMES))
-    for kind in ("TIFF", "zarr", "HDF5", "weights", "all"):
+    for kind in ("TIFF", "zarr", *dict.fromkeys(KINDS.values()), "all"):
         counts = [sum(n for (k, o), n in rows.items() if kind in (k, "all") and o == outcome) for outcome in OUTCOMES]
         if any(counts):
             print(f"{kind:8} {sum(counts):10} " + " ".join(f"{count:8}" for count in counts))
