@@ -50,6 +50,14 @@ BAD = [
     ([feature(square(0, 0, 9))], "points that are not pairs of numbers"),
     ([feature([[[0, 0], [9, 9], [4, 4], [0, 0]]])], "has no area"),
     ([feature([square(0, 0, 9)], objectType="detection")], "is a detection, not a region. In QuPath, select the annot"),
+    (
+        {
+            "type": "FeatureCollection",
+            "features": [feature([square(0, 0, 9)], objectType="detection", classification={"name": "A"})],
+        },
+        r"feature 1 \(A\) is a detection, not a region. In QuPath, select the annot",
+    ),
+    ({"type": "FeatureCollection", "features": []}, r"r\.geojson: has no regions\. In QuPath, select the annotations"),
     ([feature([square(0, 0, 9)], objectType="cell")], "is a cell, not a region"),
     ([OLD | {"id": "PathCellObject"}], "feature 1 is a PathCellObject, not a region"),
     ([OLD | {"id": "PathDetectionObject"}], "is a PathDetectionObject, not a region"),

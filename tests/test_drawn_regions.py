@@ -15,7 +15,7 @@ from skimage.measure import label, regionprops
 from stub import Bright
 
 import tilenet
-from tilenet.drawn_regions import read_regions
+from tilenet.drawn_regions import outlines, read_regions
 from tilenet.errors import SettingsError
 from tilenet.export import shapes
 from tilenet.export.descriptors import COLUMNS as FORMS
@@ -153,6 +153,26 @@ def test_a_region_is_called_by_its_name_or_its_class_or_its_place_and_no_two_ali
     features[2]["properties"] = None
     found = [region.name for region in read_regions(write_regions(tmp_path / "r.geojson", features))]
     assert found == ["A (1)", "A (3)", "region 3", "A (2)", "Tumor: Positive", "Stroma", "region 7"]
+
+
+def test_only_names_that_were_not_given_are_told(tmp_path, caplog):
+    nameless = write_regions(tmp_path / "r.geojson", [feature([square(0, 0, 9)]), FEATURES[1]])
+    read_regions(write_regions(tmp_path / "all.geojson", FEATURES))
+    read_regions(nameless, named=False)
+    assert caplog.text == ""
+    read_regions(nameless)
+    assert "1 of 2 regions without name and class, called by their place in the file: region 1" in caplog.text
+
+
+@pytest.mark.parametrize(("x", "y"), [(2, 12), (20, 12), (12, 2), (12, 20), (13, 13)])
+def test_an_outline_that_only_touches_a_frame_lies_on_it_and_one_far_away_does_not(tmp_path, x, y):
+    path = write_regions(tmp_path / "r.geojson", [feature([square(x, y, 8)]), feature([square(x + 99, y, 8)])])
+    regions = read_regions(path, named=False)
+    near, far = outlines(regions, (10, 10, 20, 20))
+    touching = shapely.intersection(regions[0].area.boundary, shapely.box(10, 10, 20, 20))
+    assert touching.length >= 7 and not far
+    assert shapely.MultiLineString(near).buffer(1e-9).contains(touching)
+    assert all(points.min() >= 9 and points.max() <= 21 for points in near)
 
 
 def test_a_file_of_one_annotation_alone_is_that_region(tmp_path):

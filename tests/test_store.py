@@ -251,6 +251,7 @@ def test_the_chunks_are_divisors_of_a_useful_size():
 def test_a_layout_survives_json():
     for layout in LAYOUTS.values():
         assert Layout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+    assert LAYOUTS["plane"].to_json().keys().isdisjoint(["zarr_format", "source", "frame", "n_levels", "tissue"])
 
 
 def tissue_of(*covers):
@@ -308,9 +309,18 @@ def test_blocks_are_found_by_their_files_and_none_beyond_the_grid(name):
                 for axis, (n, block) in enumerate(zip(size.shape, size.block, strict=True)):
                     beyond = (*place[:axis], -(-n // block), *place[axis + 1 :])
                     assert layout.block_of_file(array, beyond) is None
-                assert layout.block_of_file(array, place[1:]) is layout.block_of_file(array, (*place, 0)) is None
+                assert layout.block_of_file(array, place[:1]) is layout.block_of_file(array, (*place, 0)) is None
             assert len(layout.files(level, index)) == layout.n_files(level)
         assert (count == 1).all()
+
+
+@pytest.mark.parametrize("name", ["part with tissue", "plane"])
+def test_pixels_have_tissue_if_their_block_has(name):
+    layout = LAYOUTS[name]
+    there = layout.tissue_map.blocks_with_tissue(layout) if layout.tissue else np.ones(layout.grid(0)[-2:], bool)
+    assert layout.tissue_map is None or 0 < there.mean() < 1
+    expected = np.kron(there, np.ones(layout.block[-2:], bool))[: layout.shape[-2], : layout.shape[-1]]
+    assert np.array_equal(layout.block_has_tissue_at(*map(np.arange, layout.shape[-2:])), expected)
 
 
 def test_the_metadata_say_pixel_size_labels_and_how_it_was_made(tmp_path):

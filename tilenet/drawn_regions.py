@@ -125,7 +125,7 @@ def _writable(name: str, where: str) -> str:
 def _classes(path: Path, features: Sequence[dict[str, Any]], *, named: bool) -> list[Drawn]:
     """Return one region for each class of a mask, of all polygons of that class, which do not overlap."""
     parts: dict[str, list[Any]] = {}
-    colors = {_name(feature): _color(feature) for feature in reversed(features)}
+    colors = {_name(feature): _color(feature) for feature in features}
     for number, feature in enumerate(features, 1):
         name = _name(feature)
         where = f"{path}: feature {number} ({name})"

@@ -218,7 +218,7 @@ class Layout:
         """Return a block's files, relative to the store: the mask's, then one per class."""
         place = tuple(map(str, self.position(level, index)))
         mask = "/".join((self.folder(str(level)), *place))
-        if level or not self.classes:
+        if level:
             return (mask,)
         classes = (self.with_class(place, str(k)) for k in range(self.classes))
         return (mask, *("/".join((self.folder(PROBABILITIES), *at)) for at in classes))
