@@ -93,6 +93,28 @@ def test_an_image_is_not_overwritten_by_its_mask(tmp_path):
     assert result.status == "failed" and "is the image" in result.error
 
 
+@pytest.mark.parametrize("out", [".", "masks", "day/masks"])
+def test_what_a_batch_wrote_is_no_image_when_it_is_run_again(tmp_path, out, caplog):
+    from PIL import Image as Pillow
+
+    (tmp_path / "day").mkdir()
+    for name in ("a.png", "day/b.png", "c.overview.png"):  # the last one is a picture of somebody else's
+        Pillow.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / name)
+    patterns, masks = [tmp_path / "**" / "*.png", tmp_path / "day" / "m*", tmp_path / "**" / "*.zarr"], tmp_path / out
+    first = tilenet.batch(patterns[:1], masks, model=Bright(), overview=True, table=True)
+    assert [(r.slide, r.status) for r in first] == [("a", "done"), ("c.overview", "done"), ("b", "done")]
+    assert not caplog.messages
+    counts = (masks / "counts.csv").read_bytes()
+    (tmp_path / "day" / "mine").symlink_to(tmp_path / "a.png")
+    again = tilenet.batch(patterns, masks, model=Bright(), overview=True, table=True)
+    assert [(r.slide, r.status) for r in again[:3]] == [(r.slide, "skipped") for r in first]
+    assert [r.slide for r in again[3:]] == ["mine"]
+    assert any("was written by tilenet (the first of " in said for said in caplog.messages)
+    assert counts.splitlines()[:4] == (masks / "counts.csv").read_bytes().splitlines()[:4]
+    elsewhere = tilenet.batch(tmp_path / "**" / "*.png", tmp_path / "other", model=Bright())
+    assert [r.slide for r in elsewhere] == [r.slide for r in first]
+
+
 def test_a_list_says_names_and_options(tmp_path):
     listed = tmp_path / "list.csv"
     listed.write_text('image,name,channels,tile,scaling\nx.tif,first,"0,2",256,\n/data/y.tif,,,,percentile:1,\n')

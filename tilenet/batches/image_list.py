@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +20,13 @@ from tilenet.errors import SettingsError, refuse_special_file
 from tilenet.export.intensities import Intensities
 from tilenet.jobs.options import Options, parse_channels, parse_sides, parse_tissue
 from tilenet.models.saved import packaged_models
+from tilenet.pictures.files import OVERVIEW, is_picture_of_ours
 from tilenet.readers.calibrated import parse_pixel_size
 from tilenet.sheets import SEPARATORS, as_settings_errors, cells, name_columns, rows_of
+from tilenet.store import is_ours
 from tilenet.tissue.regions import names_regions
 
+LOG = logging.getLogger("tilenet")
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
 # Endings of lists.
@@ -65,16 +69,23 @@ class BatchItem:
 
 
 def read_image_list(
-    images: Sequence[str | Path], *, model: Any, options: Options, positive: str | None = None
+    images: Sequence[str | Path],
+    *,
+    model: Any,
+    options: Options,
+    positive: str | None = None,
+    out: str | Path | None = None,
 ) -> list[BatchItem]:
     """Return an item for each image that paths, patterns and lists (ending in ``.txt`` or ``.csv``) name.
+
+    What an earlier run of the batch wrote into its folder `out` is none of its images, nor is any overview.
 
     A list may give other models, options and rules for its images. A model in a list is a file relative to the list, if
     there is such a file. `SettingsError` if there are no images, if names collide, if several images would have the
     same drawn regions as tissue, or if a list has an invalid entry.
     """
     plain = BatchItem("", "", model, options, positive=positive)
-    items = [item for image in images for item in _items_of(str(image), plain)]
+    items = _without_written([item for image in images for item in _items_of(str(image), plain)], out)
     if not items:
         raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
     _refuse_shared_regions(items, options.tissue)
@@ -92,6 +103,32 @@ def read_image_list(
                 f"Give a .csv list with a column name"
             )
     return items
+
+
+def _without_written(items: Sequence[BatchItem], out: str | Path | None) -> list[BatchItem]:
+    """Leave out what an earlier run of the batch wrote, which patterns may match when the batch is run again."""
+    kept, written = list[BatchItem](), list[str]()
+    for item in items:
+        if _is_written(item.image, out):
+            written.append(item.image)
+        else:
+            kept.append(item)
+    if written:
+        others = f" (the first of {len(written)} such)" if len(written) > 1 else ""
+        LOG.warning("%s: was written by tilenet%s, and is no image of the batch", written[0], others)
+    return kept
+
+
+def _is_written(image: str, out: str | Path | None) -> bool:
+    """Return whether an image is an overview that tilenet drew, or the folder of the batch, or in a mask in that."""
+    path = Path(os.path.abspath(image))  # noqa: PTH100 - follows no links
+    if path.name.endswith(OVERVIEW) and is_picture_of_ours(path):
+        return True
+    if out is None or is_address(image):
+        return False
+    folder = Path(os.path.abspath(out))  # noqa: PTH100
+    inside = [parent for parent in (path, *path.parents) if folder in parent.parents]
+    return path == folder or any(map(is_ours, inside))
 
 
 def _refuse_shared_regions(items: Sequence[BatchItem], tissue: Any) -> None:

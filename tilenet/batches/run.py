@@ -136,7 +136,7 @@ def batch(
         check_client(client)
     share = None if shard is None else checked_share(shard)
     paths = [images] if isinstance(images, str | Path) else images
-    items = read_image_list(paths, model=model, options=common, positive=positive)
+    items = read_image_list(paths, model=model, options=common, positive=positive, out=out)
     for item in items:
         check_item(item, objects=objects, table=table, polygons=polygons, client=client)
     if share:

@@ -15,6 +15,8 @@ from tilenet.store.destination import put_whole
 KINDS = ("PNG", "JPEG", "TIFF", "WEBP")
 # The EXIF tag "Software", and its value. A TIFF mask has "tilenet" there, so it is not taken for a picture.
 SOFTWARE, MARK = 0x0131, "tilenet overlay"
+# The ending of a picture of a mask that lies beside that.
+OVERVIEW = ".overview.png"
 # The EXIF tag "ImageDescription", which says by what rule the objects of a picture were chosen.
 DESCRIPTION = 0x010E
 
@@ -77,7 +79,7 @@ def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
     'b.nuclei.overview.png'
     """
     beside, label = Path(mask if into is None else into), "" if into is None else f".{Path(mask).name}"
-    return beside.with_name(f"{name_of(beside)}{label}.overview.png")
+    return beside.with_name(f"{name_of(beside)}{label}{OVERVIEW}")
 
 
 def _kind(out: Path) -> str:
