@@ -13,7 +13,7 @@ import tilenet
 from tilenet.errors import ModelError, ModelNotFound, OutputExists
 from tilenet.models.named import function_of, load_named, name_of, source_of
 from tilenet.workers.distributed import check_sendable
-from tilenet.workers.worker import _network
+from tilenet.workers.worker import _load
 
 SOURCE = """
 import torch
@@ -143,7 +143,7 @@ def test_a_run_is_resumed_by_the_same_function_and_refused_by_another(module, im
 
 def test_a_worker_calls_the_function_itself(module):
     check_sendable("image.tif", f"{module}:build")
-    assert type(_network(f"{module}:build")).__name__ == "Own"
+    assert type(_load(f"{module}:build")).__name__ == "Own"
 
 
 def test_a_batch_takes_a_function_for_each_image(module, image, tmp_path):

@@ -1,9 +1,12 @@
 """Which engine a network gets, and that it is this network's as it is now."""
 
+import copy
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -49,28 +52,74 @@ def load(network):
     network.load_state_dict({name: torch.rand(old.shape) for name, old in network.state_dict().items()})
 
 
+def write_unseen(network):
+    """Change weights as moving averages do, without PyTorch counting it."""
+    for weights in network.parameters():
+        weights.data.mul_(1.5)
+
+
 def replace(network):
     """Change one weight for another."""
     network.last.weight = torch.nn.Parameter(torch.rand(network.last.weight.shape))
 
 
-@pytest.mark.parametrize("changing", [lambda network: None, change, load, replace])
-def test_the_fast_path_that_was_checked_is_used_unless_a_weight_has_changed_since(network, changing, monkeypatch):
+CHANGES = [change, load, write_unseen, replace]
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Return a list of the networks of which a fast path was made."""
+    found, real = [], predictors.accelerate
+    monkeypatch.setattr(predictors, "accelerate", lambda copied: (found.append(copied), real(copied))[1])
+    return found
+
+
+@pytest.mark.parametrize("changing", [lambda network: None, *CHANGES])
+def test_the_fast_path_that_was_checked_is_used_unless_a_weight_has_changed_since(network, changing, built):
     assert predictors.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
-    built, real = [], predictors.accelerate
-    monkeypatch.setattr(predictors, "accelerate", lambda copied: (built.append(copied), real(copied))[1])
     changing(network)
     assert_same_logits(network)
-    assert len(built) == (changing in (change, load, replace))
+    assert len(built) == 1 + (changing in CHANGES)
 
 
-def test_the_checked_fast_path_is_used_once_and_does_not_outlive_its_network(network):
-    predictors.find_engine("auto", network, device=CPU, precision="fp32")
-    assert network in predictors._checked
-    predictor_of(network, engine="fast")
-    assert network not in predictors._checked
-    change(network)
-    assert_same_logits(network)
+def test_the_fast_path_is_checked_once_for_many_images(network, built):
+    image = BATCH[0, 0]
+    for scaling in ({"method": "none"}, {"method": "linear", "subtract": 7.0, "divide": 255.0}):
+        for _ in range(2):
+            how = {"output": "logits", "scaling": scaling}
+            again, new = (tilenet.segment(image, model=model, **how) for model in (network, copy.deepcopy(network)))
+            assert np.array_equal(again, new) and np.ptp(new) > 0
+    assert sum(made.last.weight.equal(network.last.weight) for made in built) == 1 + 4, "one, and each copy's own"
+
+
+@pytest.mark.parametrize("changing", CHANGES)
+def test_after_a_change_of_weights_the_next_image_gets_the_new_ones(network, changing):
+    image = BATCH[0, 0]
+    before = tilenet.segment(image, model=network, output="logits")
+    changing(network)
+    after = tilenet.segment(image, model=network, output="logits")
+    assert np.array_equal(after, tilenet.segment(image, model=copy.deepcopy(network), output="logits"))
+    assert not np.array_equal(after, before)
+
+
+def test_a_layer_that_was_changed_since_the_check_is_noticed(network, built, caplog):
+    image, footprint = BATCH[0, 0], network.footprint
+    tilenet.segment(image, model=network)
+    network.pooling = "avg"
+    new, plain = (tilenet.segment(image, model=network, output="logits", engine=engine) for engine in ("fast", "plain"))
+    assert len(built) == 2 and np.abs(new - plain).max() <= 1e-5 * np.ptp(plain)
+    network.down_path[0].block[1] = torch.nn.LeakyReLU(0.5)
+    tilenet.segment(image, model=network, footprint=footprint)
+    assert "the plain one is used" in caplog.text
+
+
+def test_the_checked_fast_path_does_not_outlive_its_network():
+    network = tilenet.UNet(depth=2, wf=3).eval()
+    tilenet.segment(BATCH[0, 0], model=network)
+    fast = weakref.ref(predictors._checked[network][1])
+    del network
+    gc.collect()
+    assert fast() is None
 
 
 def test_weights_whose_changes_nobody_counts_are_checked_again():
@@ -240,9 +289,7 @@ def test_the_fast_path_of_a_changed_network_whose_footprint_is_given_is_refused(
         tilenet.segment(BATCH[0, 0], model=network, footprint=footprint, engine="fast")
 
 
-def test_a_fast_path_that_was_asked_for_is_checked_once(network, monkeypatch):
-    built, real = [], predictors.accelerate
-    monkeypatch.setattr(predictors, "accelerate", lambda copied: (built.append(copied), real(copied))[1])
+def test_a_fast_path_that_was_asked_for_is_checked_once(network, built):
     tilenet.segment(BATCH[0, 0], model=network, engine="fast")
     assert len(built) == 1
 

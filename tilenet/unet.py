@@ -153,12 +153,13 @@ class UNet(nn.Module):
 
     def walked_footprint(self) -> Footprint:
         """Return the footprint that follows from the layers; `ModelError` if none does."""
-        walks = (partial(self.walk, axis=axis) for axis in range(self.ndim))
         try:
+            if is_as_built(self):
+                return _footprint_as_built(*self.pool_size, **_other_options(self))
             # A subclass with a footprint of its own may begin with that of its layers.
             if type(self).footprint is UNet.footprint and not is_as_built(self, but=WALKED):
                 raise TypeError("a hook, a method, or a layer outside of blocks")
-            return Footprint(tuple(map(AxisFootprint.of_walk, walks)))
+            return _walked(self)
         except Exception as error:  # of any kind: a layer may have been replaced with anything
             raise ModelError(
                 f"this {type(self).__name__} was changed, and its footprint no longer follows from its layers "
@@ -177,19 +178,37 @@ def is_as_built(model: object, but: str | None = None) -> bool:
     """Return whether a model is a `UNet` without a changed or hooked layer; those that match `but` may be changed."""
     if not isinstance(model, UNet) or any(getattr(type(model), name) is not getattr(UNet, name) for name in OWN):
         return False
-    options = model.options
     try:
-        built = _layers_as_built(but, *options.pop("pool_size"), **options)  # type: ignore[misc]
+        built = _layers_as_built(but, *model.pool_size, **_other_options(model))
     except Exception:  # an option was overwritten with a value of which no network can be built
         return False
     return _layers(model, but) == built
 
 
-# It takes longer to build a network than to walk it, and a run asks several times about one. By type, as 2.0 is no 2.
+# To build a network and to walk it takes as long as a small tile, and a run asks several times about one. By type, as
+# 2.0 is no 2.
 @lru_cache(maxsize=16, typed=True)
 def _layers_as_built(but: str | None, *pool_size: int, **options: Any) -> list[tuple[object, ...]]:
+    return _layers(_without_weights(pool_size, options), but)
+
+
+@lru_cache(maxsize=16, typed=True)
+def _footprint_as_built(*pool_size: int, **options: Any) -> Footprint:
+    return _walked(_without_weights(pool_size, options))
+
+
+def _without_weights(pool_size: tuple[int, ...], options: dict[str, Any]) -> UNet:
     with torch.device("meta"):
-        return _layers(UNet(**options, pool_size=pool_size), but)
+        return UNet(**options, pool_size=pool_size)
+
+
+def _other_options(network: UNet) -> dict[str, Any]:
+    """Return the options of a network other than its `pool_size`."""
+    return {name: value for name, value in network.options.items() if name != "pool_size"}
+
+
+def _walked(network: UNet) -> Footprint:
+    return Footprint(tuple(AxisFootprint.of_walk(partial(network.walk, axis=axis)) for axis in range(network.ndim)))
 
 
 def _layers(network: UNet, but: str | None) -> list[tuple[object, ...]]:

@@ -33,7 +33,7 @@ from tilenet.footprint import Footprint
 from tilenet.interrupts import Interrupted
 from tilenet.jobs.compute import fill_pending, finish, skip_background
 from tilenet.jobs.request import Request
-from tilenet.models.named import function_of
+from tilenet.models.named import function_of, keeping_last
 from tilenet.prefetch import prefetched
 from tilenet.runner import Report
 from tilenet.runs.numbering import store_objects
@@ -77,6 +77,7 @@ class BatchRun:
         self._open: dict[str, PendingOutput] = {}
         self._busy: list[str] = []
         self._one_at_a_time = threading.Lock()
+        self._load = keeping_last()
 
     def run(self) -> list[Result]:
         """Run all items, on a client's workers or in this process: blocks from one queue, objects image by image."""
@@ -196,7 +197,7 @@ class BatchRun:
     def _request(self, item: BatchItem) -> Request:
         own = callable(item.model) or function_of(item.model)  # a list may name another model, with its own footprint
         footprint = self._footprint if own else None
-        return Request(item.image, item.model, item.options, footprint)
+        return Request(item.image, item.model, item.options, footprint, load=self._load)
 
     def _checked(self, item: BatchItem) -> tuple[Path, Request]:
         """Return where the mask of an image goes, and what is wanted; raise if a file is in the way."""

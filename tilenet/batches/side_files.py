@@ -99,8 +99,8 @@ class SideFiles:
             if self.min_area is None:
                 return
             stack = max(opened.box_shape[:-2], default=1) > 1
-            solid = options.link is not None or _takes_volumes(item.model, footprint)
-            volumes = stack and options.output == "objects" and solid
+            objects = stack and options.output == "objects"
+            volumes = objects and (options.link is not None or _takes_volumes(item.model, footprint))
             if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
                 if volumes and self.polygons:
                     raise SettingsError(

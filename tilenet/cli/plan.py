@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,17 +45,19 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
     from tilenet.batches.image_list import read_image_list
     from tilenet.batches.run import check_item
     from tilenet.jobs.options import Options
+    from tilenet.models.named import keeping_last
 
     items = read_image_list(images, model=options.pop("model"), options=Options(**options))
     for item in items:  # tables, for which some lists give rules and regions, are no option here
         check_item(item, objects=objects, table=bool(item.positive or item.within))
+    job_of = partial(_job_of, objects=objects, load=keeping_last())
     # Warnings alone: what a run would remark is in the plan.
     with remarks(shown=not as_json, level=logging.WARNING) as said:
         if [item.image for item in items] == [*images[:1]]:
-            with _job_of(items[0], objects) as job:
+            with job_of(items[0]) as job:
                 result, rows = _planned(images[0], job, _needs_of(job, items[0]))
         else:
-            result = _all_planned([_one_of_many(item, objects, as_json) for item in items])
+            result = _all_planned([_one_of_many(item, job_of, as_json) for item in items])
             rows = _sum_rows(result, objects=objects)
     if rows or as_json:
         show(result | {"remarks": said}, "\n".join(rows), as_json=as_json)
@@ -62,15 +67,15 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
         )
 
 
-def _job_of(item: BatchItem, objects: bool) -> Job:
-    """Return the job of a run; refuse what `batch` would refuse of the image, too."""
+def _job_of(item: BatchItem, *, objects: bool, load: Callable[[str | Path], Any]) -> Job:
+    """Return the job of a run; refuse what `batch` would refuse of the image, too. `load` returns a model by name."""
     from tilenet.batches.side_files import SideFiles
-    from tilenet.jobs.setup import make_job
+    from tilenet.jobs.request import Request
 
     if item.positive:
         SideFiles(table=True).check_image(item)
     options = replace(item.options, output="objects") if objects else item.options
-    return make_job(item.image, item.model, options)
+    return Request(item.image, item.model, options, load=load).new_job()
 
 
 def _needs_of(job: Job, item: BatchItem) -> dict[str, int]:
@@ -79,11 +84,11 @@ def _needs_of(job: Job, item: BatchItem) -> dict[str, int]:
     return job.needs() | room_of(job, item.options.memory)
 
 
-def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any]:
+def _one_of_many(item: BatchItem, job_of: Callable[[BatchItem], Job], as_json: bool) -> dict[str, Any]:
     """Return what a run on one of several images takes, or why it would fail; tell it in a line."""
     result: dict[str, Any] = {"image": shown(item.image)}
     try:
-        with _job_of(item, objects) as job:
+        with job_of(item) as job:
             result |= {"shape": job.plan.shape, "pixels": prod(job.plan.shape), "blocks": len(job.plan)}
             result |= _needs_of(job, item)
         line = (

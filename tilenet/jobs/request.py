@@ -17,6 +17,7 @@ from tilenet.jobs.mismatch import Difference, begun_with, check_info, contradict
 from tilenet.jobs.options import Options
 from tilenet.jobs.setup import found_model, make_job
 from tilenet.masks.label_target import LabelTarget
+from tilenet.models.named import load_named
 from tilenet.predict import predictors
 from tilenet.readers import open_image
 from tilenet.readers.image import closing
@@ -32,6 +33,7 @@ class Request:
     """What is to be segmented, with which model and options: the arguments of `make_job`.
 
     `facts` are for the first line of the log of the output; `explain` says why an output does not fit, and what to do.
+    `load` returns the model of a name.
     """
 
     image: Any
@@ -41,10 +43,15 @@ class Request:
     target: LabelTarget | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     explain: Callable[[Difference], str] = begun_with
+    load: Callable[[str | Path], Any] = load_named
 
     def new_job(self) -> Job:
         """Return the job of a new output."""
-        return make_job(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
+        return self._job(self.options, self.target)
+
+    def _job(self, options: Options, target: LabelTarget | None = None) -> Job:
+        model = found_model(self.model, self.load)
+        return make_job(self.image, model, options, footprint=self.footprint, target=target)
 
     def job_like(self, info: Mapping[str, Any], name: str | Path) -> Job:
         """Return the job of an output that exists already, whose `info` supplies the options that were not given.
@@ -71,7 +78,7 @@ class Request:
         """Return the job of an output, whose record is compared with that of the job, but for what is `stated`."""
         options, scaling = self.options.filled_from(info["record"]), Scaling.from_json(info["scaling"])
         try:
-            job = make_job(self.image, self.model, options, footprint=self.footprint)
+            job = self._job(options)
         except (ImageError, SettingsError):
             self.refuse_another_image(info, name)
             self.refuse_another_model(info, name)
@@ -93,7 +100,7 @@ class Request:
 
     def refuse_another_model(self, info: Mapping[str, Any], name: str | Path) -> None:
         """Raise `OutputMismatch` if the model is another one, as far as it can be compared without an image."""
-        found = found_model(self.model)
+        found = found_model(self.model, self.load)
         identity = identity_of(found.network, found.card, predictors.footprint_of(found.network, self.footprint))
         self._refuse(info, {**info, "model": {**info["model"], **identity}}, name)
 

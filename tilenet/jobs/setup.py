@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,9 +48,10 @@ def make_job(
 ) -> Job:
     """Decide everything about a run; reads no pixels.
 
-    `source` is what `open_image` takes, `model` what `segment` takes. An image that is opened here is closed on error.
+    `source` is what `open_image` takes, `model` what `segment` takes, or what `found_model` returned of it. An image
+    that is opened here is closed on error.
     """
-    found = found_model(model)
+    found = model if isinstance(model, FoundModel) else found_model(model)
     if isinstance(source, str | Path):
         refuse_unfinished(source)
     footprint = predictors.footprint_of(found.network, footprint)
@@ -87,7 +89,7 @@ def _enough(job: Job, options: Options, memory: int) -> int:
         memory = needs
 
 
-class _Model(NamedTuple):
+class FoundModel(NamedTuple):
     """A network, its card, and where it came from."""
 
     network: Any
@@ -96,7 +98,7 @@ class _Model(NamedTuple):
 
 
 def _make_job(
-    opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: LabelTarget | None
+    opened: Image, model: FoundModel, options: Options, *, footprint: Footprint, target: LabelTarget | None
 ) -> Job:
     network, card, source = model
     taken = as_network_input(opened, network, card, options, footprint)
@@ -197,16 +199,17 @@ def _backend_of(network: Any, footprint: Footprint, options: Options, n_channels
     return device, precision, engine, demand
 
 
-def found_model(model: Any) -> _Model:
-    """Return the network that the caller gave, or of the name that they gave."""
+def found_model(model: Any, load: Callable[[str | Path], Any] = load_named) -> FoundModel:
+    """Return the network that the caller gave, or that `load` returns for the name that they gave."""
     named = isinstance(model, str | Path)
-    network = load_named(model) if named else model
+    network = load(model) if named else model
     if isinstance(network, type):
         raise ModelError(f"{network.__name__} is a class. Give an instance of it, such as {network.__name__}(...)")
     if not callable(network):
         raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(network).__name__}")
     name = class_name(network)
-    return _Model(network, getattr(network, "card", None) or ModelCard(name=name), source_of(model) if named else name)
+    card = getattr(network, "card", None) or ModelCard(name=name)
+    return FoundModel(network, card, source_of(model) if named else name)
 
 
 def placed_in(target: LabelTarget, image: Image, resolution: Resolution) -> dict[str, Any]:

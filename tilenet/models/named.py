@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +61,32 @@ def load_named(model: str | Path) -> Any:
     if not callable(made):
         raise ModelError(f"{model}: returned a {type(made).__name__}. Return the model: a network or a function")
     return made
+
+
+def keeping_last(*, functions: bool = False) -> Callable[[str | Path], Any]:
+    """Return a function that does what `load_named` does, and keeps the last model for when it is asked for again.
+
+    A file is read again if it was written since. What a function returned is kept only with `functions`, since it may
+    return another model each time.
+    """
+
+    @lru_cache(maxsize=1)
+    def loaded(model: str, stamp: object) -> Any:
+        del stamp  # only a key of the cache
+        return load_named(model)
+
+    def load(model: str | Path) -> Any:
+        return loaded(str(model), _stamp_of(model)) if functions or not function_of(model) else load_named(model)
+
+    return load
+
+
+def _stamp_of(model: str | Path) -> tuple[int, ...]:
+    """Return numbers that change when a model's file is written, or another takes its place; none if it has no file."""
+    with suppress(ModelNotFound, OSError):
+        file = find_model(model).stat()
+        return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
+    return ()
 
 
 def refuse_missing(model: Any) -> None:

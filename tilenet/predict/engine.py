@@ -113,7 +113,6 @@ def accelerate(network: nn.Module) -> FastPath | None:
     if not is_as_built(network):
         LOG.warning("the fast path cannot be had where layers of a U-Net were changed: the plain one is used")
         return None
-    network.footprint = network.footprint  # kept: to walk all layers again takes as long as a small tile
     lengths = (axis.legal_at_least(axis.smallest + 32) for axis in network.footprint.axes)
     x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0))
     return _tried(_in_steps if weight.device.type == "cpu" else _on_frames, network, x.to(weight.device))

@@ -22,6 +22,7 @@ from tilenet import machine
 from tilenet.errors import DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.fast.native import convolutions
 from tilenet.footprint import Footprint
+from tilenet.models.saved import fingerprint
 from tilenet.predict.engine import FastPath, accelerate, may_accelerate, out_of_memory
 from tilenet.scaling import Scaling, needs_float64
 from tilenet.unet import UNet, is_as_built
@@ -45,8 +46,8 @@ NO_ROOM = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 GPU_FAILED = ("CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]")
 NOT_FAST = "engine fast: not for this network, or not on this machine. Start again with --engine plain"
 LOG = logging.getLogger("tilenet")
-# Fast paths that `find_engine` has checked and that a predictor has not yet taken, with the state of the weights then.
-# A check takes seconds on a GPU, where kernels are compiled.
+# The fast path of each network that was checked, and what it was checked for. It is kept as long as its network: to
+# make and check it takes longer than a small image, and seconds on a GPU, where kernels are compiled.
 _checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
 
 
@@ -74,7 +75,9 @@ class TorchPredictor:
         self._layout = torch.contiguous_format if on_frames else CHANNELS_LAST[footprint.ndim]
         self._forward: FastPath
         if engine == "fast":
-            self._forward = _fast(network, device, self.dtype)
+            if (fast := _fast_path(network, device, self.dtype)) is None:
+                raise SettingsError(NOT_FAST)
+            self._forward = fast
         else:
             plain = _ready(network, device, self.dtype)
             _lay_out(plain, self._layout, footprint.ndim + 2)
@@ -184,49 +187,45 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
     """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``."""
     if name not in ENGINES:
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
-    if name != "plain" and isinstance(network, nn.Module):
-        dtype = PRECISIONS[precision]
-        _checked.pop(network, None)  # left by an earlier job, and large
-        if fast := _accelerated(network, device, dtype):
-            _checked[network] = (_state_of(network), device, dtype), fast
-            if device.type == "cpu" and convolutions() == "pytorch":
-                LOG.info(NOT_COMPILED)
-            return "fast"
+    if name != "plain" and isinstance(network, nn.Module) and _fast_path(network, device, PRECISIONS[precision]):
+        if device.type == "cpu" and convolutions() == "pytorch":
+            LOG.info(NOT_COMPILED)
+        return "fast"
     if name == "fast":
         raise SettingsError(NOT_FAST)
     return "plain"
 
 
-def forget(network: object) -> None:
-    """Free the fast path of a network, which this process will not use."""
-    if isinstance(network, nn.Module):
-        _checked.pop(network, None)
+def free_device(network: object) -> None:
+    """Free what the fast path of a network, which this process will not use, takes of a GPU."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if isinstance(network, nn.Module):
+            _checked.pop(network, None)
         torch.cuda.empty_cache()
 
 
-def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath:
-    """Return the fast path of a network: the one that `find_engine` has just made, if there is one."""
-    state, fast = _checked.pop(network, (None, None))
-    if fast is not None and state == (_state_of(network), device, dtype):
-        return fast
-    fast = _accelerated(network, device, dtype)
-    if fast is None:
-        raise SettingsError(NOT_FAST)
+def _fast_path(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath | None:
+    """Return the fast path of a network on a device, or None if there is none.
+
+    It is made and checked anew only if it is another network by now: by weights, layers, device or type.
+    """
+    if not may_accelerate(network, device, dtype):
+        return None
+    wanted = (_identity_of(network), device, dtype)
+    was, fast = _checked.get(network, (None, None))
+    if was != wanted:
+        _checked.pop(network, None)  # before another takes as much memory
+        if (fast := accelerate(_ready(network, device, dtype))) is not None:
+            _checked[network] = wanted, fast
     return fast
 
 
-def _accelerated(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath | None:
-    """Return the fast path of a network on a device, or None if there is none."""
-    return accelerate(_ready(network, device, dtype)) if may_accelerate(network, device, dtype) else None
+def _identity_of(network: nn.Module) -> object:
+    """Return what the logits of a network depend on, if it is a `UNet` as built; a value that equals no other if not.
 
-
-def _state_of(network: nn.Module) -> object:
-    """Return a value that changes when a weight does: the address of each tensor, and how often it was written.
-
-    Nothing counts the writes to an inference tensor, so the state of one never equals another.
+    Weights are compared by their values: PyTorch does not count all writes, and memory is used again.
     """
-    return [(t.data_ptr(), object() if t.is_inference() else t._version) for t in network.state_dict().values()]
+    return (network.options, fingerprint(network)) if is_as_built(network) else object()
 
 
 def is_network(model: object) -> bool:

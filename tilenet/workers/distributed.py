@@ -97,7 +97,7 @@ def fill_by_workers(
     try:
         if store.complete:
             return Report()
-        predictors.forget(job.network)
+        predictors.free_device(job.network)
         started, skipped = monotonic(), skip_background(job, store, store.layout.tissue_map)
         advance = progress_counter(job, store.pending(), progress)
         output = PendingOutput(task_of(store, job, request), store, job, advance, report=Report(skipped=skipped))

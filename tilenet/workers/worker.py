@@ -14,8 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
-from pathlib import Path
+from functools import cache, cached_property
 from time import monotonic
 from typing import Any
 
@@ -25,7 +24,7 @@ from tilenet.errors import DeviceLost, EnvironmentFault, OutputLocked, TilenetEr
 from tilenet.footprint import Footprint
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
-from tilenet.models.named import load_named
+from tilenet.models.named import keeping_last
 from tilenet.runner import Predictor, Report, run
 from tilenet.scaling import Scaling
 from tilenet.store import Store
@@ -85,7 +84,7 @@ class OpenTask:
     def _job(self) -> Job:
         """The job as this worker makes it."""
         task = self._task
-        model = _network(task.model) if isinstance(task.model, str) else task.model
+        model = _load(task.model) if isinstance(task.model, str) else task.model
         job = Request(task.image, model, footprint=task.footprint).job_like(self.store.info, task.out)
         with closed_on_error(job):
             job.remark_other_bits(self.store, f"{task.out} (on {socket.gethostname()})")
@@ -121,6 +120,7 @@ class OpenTask:
             self._job.close()
 
 
+_load = keeping_last(functions=True)
 _opened: OrderedDict[tuple[str, str], OpenTask] = OrderedDict()
 # PyTorch's number of threads is process-wide, and the memory is planned for one block.
 _one_block_at_a_time = threading.Lock()
@@ -184,13 +184,3 @@ def _prepare() -> None:
     """Set up the process before it creates its first tensor."""
     machine.keep_freed_memory()
     atexit.register(close_all)
-
-
-def _network(model: str) -> Any:
-    """Return the network of a name or path; the last one is cached for the next outputs."""
-    return _loaded(model, Path(model).stat().st_mtime_ns if Path(model).exists() else 0)
-
-
-@lru_cache(maxsize=1)
-def _loaded(model: str, modified: int) -> Any:
-    return load_named(model)
