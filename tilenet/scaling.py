@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
-from tilenet.geometry import Box, ceil_div, cell_box
+from tilenet.geometry import Box, boxes_of, ceil_div, cell_box
 from tilenet.readers.image import READERS, Image, Pixels
 
 # For percentiles, a level of up to WHOLE_LEVEL pixels is read whole. Of a larger level, square windows, each in one
@@ -212,10 +212,7 @@ def row_strips(whole: Box) -> list[Box]:
     [(0, 0), (2, 0), (4, 0)]
     """
     (*planes, height, width) = whole.shape
-    side = ceil_div(height, READERS)
-    return [
-        Box.of_shape((*planes, side, width)).shifted((*[0] * len(planes), y, 0)) & whole for y in range(0, height, side)
-    ]
+    return list(boxes_of(whole, (*planes, ceil_div(height, READERS), width)))
 
 
 def grid_of_windows(shape: Sequence[int]) -> list[Box]:
