@@ -19,7 +19,6 @@ from tilenet.export.opened import has_volumes
 from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import class_names
 from tilenet.export.totals import Measured, sizes_of
-from tilenet.geometry import Box
 from tilenet.store import AnyMask, TissueMap
 
 
@@ -77,7 +76,7 @@ def _empty_result(mask: AnyMask, out: Path, grid: MaskPlacement) -> Measured:
     found = Measured(out, Counter(none), Counter(none), mask.has_objects, pixel_um2=pixel, mask_px=prod(mask.shape))
     found.in_tissue, found.inside = Counter(none), prod(inside) / prod(mask.shape[-2:])
     if mask.tissue is not None:
-        found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin), inside)
+        found.tissue_share = mask.tissue.tissue_fraction(mask.box, inside)
     found.volumes, found.voxel_um3 = has_volumes(mask), voxel
     if found.volumes:
         first, planes = mask.origin[-3], mask.shape[-3]

@@ -209,7 +209,7 @@ def _names(drawn: Sequence[Drawn]) -> list[str]:
 
 
 def _refuse_misfit(image: Image, mask: AnyMask) -> None:
-    ends = tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True))
+    ends = mask.box.stop
     whole = mask.info["record"].get("roi") is None
     fits = ends == image.box_shape if whole else all(b <= n for b, n in zip(ends, image.box_shape, strict=False))
     if image.box_axes != mask.axes or not fits:
@@ -227,12 +227,11 @@ def _refuse_misfit(image: Image, mask: AnyMask) -> None:
 
 
 def _part(image: Image, mask: AnyMask, roi: Roi | None) -> Box:
-    drawn = Box(mask.origin, tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True)))
     if roi is None:
-        return drawn
+        return mask.box
     asked = find_roi(roi, image.box_shape, name=image.name)
-    if asked & drawn != asked:
-        raise SettingsError(f"{mask.path}: does not contain all of {asked}. Choose a part inside {drawn}")
+    if asked not in mask.box:
+        raise SettingsError(f"{mask.path}: does not contain all of {asked}. Choose a part inside {mask.box}")
     return asked
 
 

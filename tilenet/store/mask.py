@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import REPAIR, BlocksFailed, OutputIncomplete, counted, first_line, one_line
+from tilenet.geometry import Box
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
 from tilenet.store.destination import is_ours
@@ -96,6 +97,11 @@ class AnyMask:
     def origin(self) -> tuple[int, ...]:
         """Pixel of the image at which the mask begins: zeros unless the mask is of a part (`roi`)."""
         return self.layout.origin or (0,) * len(self.shape)
+
+    @property
+    def box(self) -> Box:
+        """The part of the image that the mask covers."""
+        return Box.of_shape(self.shape).shifted(self.origin)
 
     @property
     def tissue(self) -> TissueMap | None:
