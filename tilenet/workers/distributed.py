@@ -209,14 +209,11 @@ class _Dispatch:
         return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again with --resume")
 
 
-def map_in_order(client: Client | None, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yield what a function makes of each item, in order: on the workers of a client, or in this process without one.
+def map_in_order(client: Client, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield what a function makes of each item on the workers of a client, in order.
 
     Only a few items are underway at a time. What workers fail at is done in this process, which raises if it fails too.
     """
-    if client is None:
-        yield from map(function, items)
-        return
     for item, future in prefetched(partial(_submitted, client, function), items, 1 + 2 * _count(client)):
         yield _result_of(client, function, item, future)
 
