@@ -18,9 +18,8 @@ from tilenet.jobs.options import (
     Options,
     RunSettings,
     StoredOutput,
-    check_output_option,
+    checked_output,
     parameters_of,
-    refuse_with_objects,
 )
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_mask import TiffMask
@@ -247,7 +246,7 @@ def segment(
         target, out = labels_place(into, name, out, model)
     if out is None and (resume or overwrite):
         raise SettingsError("resume and overwrite are for a mask on disk: give out")
-    output = _checked_output(output, objects=objects, stored=out is not None)
+    output = checked_output(output, objects=objects, stored=out is not None)
     options = Options(**settings, output=output)
     refuse_missing(model)  # before what is at `out`, which would be all that is said
     request = Request(image, model, options, footprint, target)
@@ -273,15 +272,6 @@ def _check_kinds(out: Any, **called: Any) -> None:
     for name, function in called.items():
         if function is not None and not callable(function):
             raise SettingsError(f"{name} {function!r} is nothing that can be called. Give a function, or leave it out")
-
-
-def _checked_output(output: str | None, *, objects: bool, stored: bool) -> str | None:
-    """Return what is to be made, as a run record has it; refuse what cannot be."""
-    if objects:
-        refuse_with_objects(output)
-        return "objects"
-    check_output_option(output, stored=stored)
-    return output
 
 
 def _check_workers(client: Any, image: Any, model: Any, *, stored: bool) -> None:

@@ -26,7 +26,7 @@ from tilenet.errors import ImageError, SettingsError, closed_on_error, one_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.jobs.job import Job
-from tilenet.jobs.options import ArrayOutput, LazySettings, Options, check_output_option, parameters_of
+from tilenet.jobs.options import ArrayOutput, LazySettings, Options, checked_output, parameters_of
 from tilenet.jobs.setup import make_job
 from tilenet.models.named import function_of
 from tilenet.models.saved import fingerprint
@@ -100,7 +100,7 @@ def lazy(
     >>> mask[50_000:50_040, 7_000:7_010].compute().shape
     (40, 10)
     """
-    check_output_option(output, stored=False)
+    checked_output(output, objects=False, stored=False)
     if hasattr(image, "dask") and client_of(image) is not None:
         raise ImageError(
             "dask array: is kept in the memory of a cluster (persist), and its workers cannot read it for each other's "

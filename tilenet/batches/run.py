@@ -17,7 +17,7 @@ from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.areas import parse_area
 from tilenet.export.intensities import Intensities
 from tilenet.footprint import Footprint
-from tilenet.jobs.options import BatchSettings, Options, check_output_option, parameters_of, refuse_with_objects
+from tilenet.jobs.options import BatchSettings, Options, checked_output, parameters_of
 from tilenet.models.named import function_of
 from tilenet.runs.outputs import check_folder_name
 from tilenet.runs.shares import checked_share
@@ -176,9 +176,7 @@ def check_item(
     item: BatchItem, *, objects: bool, table: bool, polygons: bool = False, client: Client | None = None
 ) -> None:
     """Raise before any work if an item cannot be carried out."""
-    if objects:
-        refuse_with_objects(item.options.output)
-    check_output_option(item.options.output, stored=True)
+    checked_output(item.options.output, objects=objects, stored=True)
     if client is not None:
         check_sendable(item.image, item.model)
     if item.positive and not objects:

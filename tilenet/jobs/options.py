@@ -190,18 +190,17 @@ def parse_sides(text: str) -> int | tuple[int, ...]:
     return sides[0] if len(sides) == 1 else sides
 
 
-def check_output_option(output: str | None, *, stored: bool) -> None:
-    """Raise `SettingsError` for an `output` that a store (or else an array) cannot hold."""
+def checked_output(output: str | None, *, objects: bool, stored: bool) -> str | None:
+    """Return the `output` that a run record has; `SettingsError` if objects, a store or an array cannot be that."""
+    if objects:
+        if output not in (None, "mask"):
+            raise SettingsError(f"objects and output {output!r}: give only one of them")
+        return "objects"
     fitting = get_args(StoredOutput if stored else ArrayOutput)
     if (output or "mask") not in fitting:
         where = "a store" if stored else "an array"
         raise SettingsError(f"output {output!r}: {where} can be {' or '.join(fitting)}")
-
-
-def refuse_with_objects(output: str | None) -> None:
-    """Raise `SettingsError` for an output other than a mask, which objects are."""
-    if output not in (None, "mask"):
-        raise SettingsError(f"objects and output {output!r}: give only one of them")
+    return output
 
 
 def _plain(value: Any, name: str, *, texts: bool) -> Any:
