@@ -182,6 +182,12 @@ def test_a_file_of_one_annotation_alone_is_that_region(tmp_path):
     assert region.name == "Tumor" and region.area.equals(shapely.geometry.shape(FEATURES[0]["geometry"]))
 
 
+def test_of_points_with_a_height_only_the_place_is_taken(tmp_path):
+    high = [[*point, 7] for point in square(0, 0, 9)]
+    (region,) = read_regions(write_regions(tmp_path / "r.geojson", [feature([high])]))
+    assert region.area.equals(shapely.box(0, 0, 9, 9)) and not region.area.has_z
+
+
 def test_annotations_of_older_versions_of_qupath_are_regions(tmp_path):
     kinds = ({"object_type": "annotation"}, {"type": "annotation"}, {"objectType": "annotation", "type": "cell"})
     features = [OLD | {"id": "PathAnnotationObject"}, *(OLD | {"properties": kind} for kind in kinds)]

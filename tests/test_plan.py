@@ -155,6 +155,28 @@ def test_the_default_block_is_the_largest_power_of_two_that_leaves_sixteen(side,
     assert len(plan) >= 16 or block == 512
 
 
+@pytest.mark.parametrize(("tile", "block"), [(192, 384), (512, 512), (528, 528), (1024, 1024)])
+def test_beside_a_tile_the_default_block_is_whole_tiles_or_one(tile, block):
+    assert plan_tiles((300, 300), Footprint((CLASSIC,) * 2), tile=tile).block == (block, block)
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "tile"),
+    [
+        ((2**20,), 2**18, 2**18),
+        ((2**26,), 2**22, 2**22),
+        ((2**30,), 2**24, 2**22),
+        ((100_000,) * 2, 4096, 2048),
+        ((100,) * 3, 64, 64),
+        ((500,) * 3, 128, 128),
+        ((2000,) * 3, 256, 256),
+    ],
+)
+def test_with_much_memory_default_sides_of_lines_planes_and_volumes_are_the_largest(shape, block, tile):
+    plan = plan_tiles(shape, Footprint((CLASSIC,) * len(shape)), memory="1TB")
+    assert (plan.block, plan.tile) == ((block,) * len(shape), (tile,) * len(shape))
+
+
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([10**9, 4 * 10**9, 10**11]))
 def test_default_tiles_divide_the_block_and_fit_the_memory(height, width, memory):
     plan = plan_tiles((height, width), Footprint((CLASSIC,) * 2), memory=memory, demand=Demand(1300))
@@ -194,9 +216,9 @@ def test_planes_share_a_block_as_long_as_sixteen_whole_blocks_are_left(outer, si
     assert plan.block[:-2] == max(fitting, key=prod, default=(1,) * len(outer))
 
 
-@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([16, 64, 128]), st.integers(10**7, 10**9))
-def test_a_default_batch_is_as_large_as_a_block_a_million_pixels_and_the_memory_allow(height, width, tile, memory):
-    demand = Demand(1300)
+@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([16, 64, 128]), st.integers(7, 10))
+def test_a_default_batch_is_as_large_as_a_block_a_million_pixels_and_the_memory_allow(height, width, tile, digits):
+    demand, memory = Demand(1300), 10**digits
     plan = plan_tiles((height, width), Footprint((CLASSIC,) * 2), tile=tile, block=256, memory=memory, demand=demand)
     sizes, read = range(1, len(list(plan[0].tiles)) + 1), plan.largest_read
     fitting = [n for n in sizes if n * prod(read) <= 2**20 and demand.of(read, n) <= memory * 3 // 4]
@@ -218,6 +240,7 @@ def test_a_tile_far_outside_the_image_is_computed_like_any_other():
         ({"origin": (3,)}, r"origin \(3,\) needs 2 numbers"),
         ({"tile": 16.5}, "tile 16.5: neither a whole number nor a sequence of them"),
         ({"tile": (16, 0)}, "tile 16 x 0 needs 2 positive sides"),
+        ({"tile": (2**16, 2**16 + 16)}, "tile 65536 x 65552: is larger than any memory"),
         ({"block": (16,)}, "block 16 needs 2 positive sides"),
         ({"batch": 0}, "batch 0: give a whole number, 1 at least"),
         ({"batch": 1.5}, "batch 1.5: give a whole number, 1 at least"),
