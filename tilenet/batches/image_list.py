@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tilenet.address import file_of, is_address, last_name, shown
-from tilenet.card import parse_scaling
+from tilenet.batches.list_file import parsed_options, read_rows, text_of
 from tilenet.drawn_regions import Drawn, read_regions
 from tilenet.errors import SettingsError, refuse_special_file
 from tilenet.export.intensities import Intensities
-from tilenet.jobs.options import Options, parse_channels, parse_sides, parse_tissue
+from tilenet.jobs.options import Options, parse_tissue
 from tilenet.models.saved import packaged_models
 from tilenet.pictures.files import OVERVIEW, is_picture_of_ours
-from tilenet.readers.calibrated import parse_pixel_size
-from tilenet.sheets import SEPARATORS, as_settings_errors, cells, name_columns, rows_of
 from tilenet.store import is_ours
 from tilenet.tissue.regions import names_regions
 
@@ -31,24 +26,6 @@ LOG = logging.getLogger("tilenet")
 INNER = (".ome",)
 # Endings of lists.
 LISTS = (".csv", ".txt")
-# Columns of a list that are options, and the functions that parse their text.
-COLUMNS: Mapping[str, Callable[[str], Any]] = {
-    "level": int,
-    "mpp": float,
-    "axes": str,
-    "pixel_size": parse_pixel_size,
-    "channels": parse_channels,
-    "tile": parse_sides,
-    "batch": int,
-    "threads": int,
-    "scaling": parse_scaling,
-    "threshold": float,
-    "least_depth": float,
-    "link": float,
-    "output": str,
-    "missing": str,
-    "tissue": parse_tissue,
-}
 
 
 @dataclass(frozen=True)
@@ -152,9 +129,9 @@ def _items_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
     if path.suffix.lower() in LISTS and not path.exists() and not glob.has_magic(image):
         raise SettingsError(f"{image}: no such list. Check its path")
     elif path.suffix.lower() == ".csv" and path.is_file():
-        yield from _not_none(path, _read_csv(path, plain))
+        yield from _not_none(path, (_item_of_row(path, *row, plain) for row in read_rows(path)))
     elif path.suffix.lower() == ".txt" and path.is_file():
-        lines = (line.strip() for line in _text(path).splitlines())
+        lines = (line.strip() for line in text_of(path).splitlines())
         yield from _not_none(
             path, (_item(_relative_to(path, line), plain) for line in lines if line and not line.startswith("#"))
         )
@@ -206,87 +183,24 @@ def _item(image: str, plain: BatchItem) -> BatchItem:
     return replace(plain, name=name, image=image)
 
 
-def _read_csv(path: Path, plain: BatchItem) -> Iterator[BatchItem]:
-    rows, mark = _rows(path)
-    for where, row in _filled(rows, path):
-        if "" in row or not row["image"].strip():
-            raise SettingsError(f"{where} has no image, or more values than columns. Put values with {mark} in quotes")
-        said = {column: value.strip() for column, value in row.items() if value.strip()}
-        _check_decimal_mark(said.get("pixel_size", ""), mark, where)
-        item = _item(_relative_to(path, said.pop("image")), plain)
-        name = said.pop("name", item.name)
-        model = _model(path, said.pop("model")) if "model" in said else plain.model
-        _check_name(name, where, "Choose another name")
-        if parse_tissue(said.get("tissue", "auto")) is not True:
-            said["tissue"] = _relative_to(path, said["tissue"])
-        within = tuple(read_regions(_relative_to(path, said.pop("within")))) if "within" in said else ()
-        positive = said.pop("positive", plain.positive)
-        try:
-            Intensities(positive=positive)
-            options = replace(plain.options, **_parsed(said))
-        except SettingsError as error:
-            raise SettingsError(f"{where}: {error}") from error
-        yield replace(item, name=name, model=model, within=within, positive=positive, options=options)
-
-
-def _filled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield where each row of a list is, and the row, except for rows of empty cells, which spreadsheets append.
-
-    A quote that is not closed is refused, because all lines below it would be taken for one value.
-    """
-    with as_settings_errors(rows, path):
-        for row in rows:
-            values = cells(row)
-            if opened := [value for value in values if "\n" in value]:
-                raise SettingsError(f"{path}: the quote before {opened[0].splitlines()[0]!r} is not closed in its line")
-            if any(value.strip() for value in values):
-                yield f"{path}: line {rows.line_num}", row
-
-
-def _rows(path: Path) -> tuple[csv.DictReader[str], str]:
-    """Return the rows of a list, by the names of its columns in small letters, and what separates their values."""
-    rows, mark = rows_of(io.StringIO(_text(path)))
-    known = ("image", "name", "model", "within", "positive", *COLUMNS)
-    with as_settings_errors(rows, path):
-        header = name_columns(rows)
-    if "image" not in header:
-        raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
-    if unknown := [column for column in header if column not in known]:
-        raise SettingsError(f"{path}: column {unknown[0]!r} is none of {', '.join(known)}")
-    if twice := [column for column in known if header.count(column) > 1]:
-        raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
-    return rows, mark
-
-
-def _check_decimal_mark(size: str, mark: str, where: str) -> None:
-    """Refuse a pixel size of whole numbers and one comma, in a list whose marks leave room for a decimal comma."""
-    if mark != SEPARATORS[","] and size.count(",") == 1 and "." not in size:
-        raise SettingsError(f"{where}: pixel_size {size!r} may be one number or two. Write points: 1.5, or 1.0,5.0")
+def _item_of_row(path: Path, where: str, said: dict[str, str], plain: BatchItem) -> BatchItem:
+    """Return the item that a row of a list names, given what the row says."""
+    item = _item(_relative_to(path, said.pop("image")), plain)
+    name = said.pop("name", item.name)
+    model = _model(path, said.pop("model")) if "model" in said else plain.model
+    _check_name(name, where, "Choose another name")
+    if parse_tissue(said.get("tissue", "auto")) is not True:
+        said["tissue"] = _relative_to(path, said["tissue"])
+    within = tuple(read_regions(_relative_to(path, said.pop("within")))) if "within" in said else ()
+    positive = said.pop("positive", plain.positive)
+    try:
+        Intensities(positive=positive)
+        options = replace(plain.options, **parsed_options(said))
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
+    return replace(item, name=name, model=model, within=within, positive=positive, options=options)
 
 
 def _check_name(name: str, where: str, remedy: str) -> None:
     if not name or Path(name).name != name or name.startswith("."):
         raise SettingsError(f"{where}: {name!r} is not a valid, visible file name. {remedy}")
-
-
-def _parsed(said: Mapping[str, str]) -> dict[str, Any]:
-    options = {}
-    for column, text in said.items():
-        try:
-            options[column] = COLUMNS[column](text)
-        except SettingsError:
-            raise
-        except ValueError as error:
-            comma = COLUMNS[column] is float and re.fullmatch(r"\d*,\d+", text)
-            remedy = f"Write {text.replace(',', '.')}, with a point" if comma else "See tilenet segment --help"
-            raise SettingsError(f"{column} cannot be {text!r}. {remedy}") from error
-    return options
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: is not text in UTF-8. Save it so (in Excel: CSV UTF-8)") from error
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}). Check the file") from error
