@@ -119,9 +119,7 @@ def least_of(mask: AnyMask, area: str | float | None) -> MinimumSize:
     return MinimumSize(pixels, number if unit.startswith("um") else None)
 
 
-def pixels_of_area(
-    area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool = False
-) -> float:
+def pixels_of_area(area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool) -> float:
     """Convert an area to pixels of their size, or a volume to voxels; raises as `least_of`, naming `name`."""
     number, unit = parse_area(area)
     power, what = (3, "volumes") if volumes else (2, "areas")

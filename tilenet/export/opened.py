@@ -29,9 +29,7 @@ def has_volumes(mask: AnyMask) -> bool:
 
 
 @contextmanager
-def open_placed(
-    mask: str | PathLike[str], image: Any, *, pixel_size: Any = None
-) -> Iterator[tuple[AnyMask, MaskPlacement]]:
+def open_placed(mask: str | PathLike[str], image: Any, *, pixel_size: Any) -> Iterator[tuple[AnyMask, MaskPlacement]]:
     """Open a mask to export, and find where it lies in its image; the arguments are those of `tilenet.write_geojson`.
 
     The caller checks the mask for damage, which reads all of it, when nothing else can be refused any more.

@@ -49,7 +49,7 @@ class Shape:
         return [ring for part in self.parts for ring in part.rings]
 
 
-def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:
+def shapes_of(mask: AnyMask, progress: Progress | None) -> Iterator[Shape]:
     """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
     names, objects = class_names(mask), mask.has_objects
     planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]

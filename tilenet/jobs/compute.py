@@ -31,7 +31,7 @@ NAMED = 4
 MANY = 0.1
 
 
-def fill_store(store: Store, job: Job, *, progress: Progress | None = None) -> Report:
+def fill_store(store: Store, job: Job, *, progress: Progress | None) -> Report:
     """Compute the pending blocks of a store and finish it; closes store and job in any case."""
     try:
         report = fill_pending(store, job, progress=progress)
@@ -79,7 +79,7 @@ def run_job(
     sink: Store | ArraySink,
     *,
     tissue: TissueMap | None,
-    progress: Progress | None = None,
+    progress: Progress | None,
     among: range | None = None,
 ) -> Report:
     """Compute the pending blocks of a sink, all or in a range; blocks without tissue are background."""

@@ -23,7 +23,7 @@ DISPLAY_PERCENTILES = (1, 99.8)
 CHANNEL_COLOURS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
 
-def photo(image: Image, part: Box, shape: tuple[int, int], *, scaling: Scaling | None = None) -> Picture:
+def photo(image: Image, part: Box, shape: tuple[int, int], *, scaling: Scaling | None) -> Picture:
     """Return a part of an image as a picture (h, w, 3), read in strips from the coarsest level that is fine enough.
 
     Intensities are shown from 0 to 1 of a scaling; by default, between percentiles of the picture.

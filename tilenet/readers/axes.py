@@ -51,7 +51,7 @@ class AxisMap:
         """Whether some channels can be read alone: they are one stored dimension, in front of y and x."""
         return self.letters.count("c") == 1 and self.letters.index("c") < self.letters.index("y")
 
-    def ranges(self, box: Box, channels: Span | None = None) -> list[Span]:
+    def ranges(self, box: Box, channels: Span | None) -> list[Span]:
         """Return start and stop along every stored dimension, for a box over the axes without ``c``.
 
         `channels` is a half-open range of channels, allowed if `separates_channels`; None stands for all channels.
@@ -61,7 +61,7 @@ class AxisMap:
             wanted["c"] = channels
         return [wanted.get(a, (0, n)) for a, n in zip(self.letters, self.shape, strict=True)]
 
-    def empty(self, box: Box, dtype: np.dtype[Any], channels: Span | None = None) -> tuple[Pixels, Pixels]:
+    def empty(self, box: Box, dtype: np.dtype[Any], channels: Span | None) -> tuple[Pixels, Pixels]:
         """Allocate an unfilled array, and return two views of it: (C, *box.shape), and in the stored dimensions.
 
         A reader fills the second, and returns the first. The memory order is that of the file, because reordering pixel

@@ -100,7 +100,7 @@ def check_combination(
         raise SettingsError("shard and client: workers share the blocks by themselves. Leave one of them out")
 
 
-def fill_share(out: Path, request: Request, share: Share, *, progress: Progress | None = None) -> Report:
+def fill_share(out: Path, request: Request, share: Share, *, progress: Progress | None) -> Report:
     """Compute the pending blocks of a share; finish the store if no other share has anything left to do."""
     share = checked_share(share)
     opened = create_share(out, request, share) or join_shares(out, request, share)

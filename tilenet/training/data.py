@@ -81,7 +81,7 @@ def read_pair(
 
 
 def read_scaled(
-    path: str | Path, rule: Mapping[str, Any], *, axes: str | None = None, channels: Channels = None
+    path: str | Path, rule: Mapping[str, Any], *, axes: str | None, channels: Channels
 ) -> list[NDArray[np.float32]]:
     """Return the pixels (C, *n) of each frame of an image, 2-D or 3-D; the rule scales all frames alike."""
     with open_image(path, axes=axes, channels=channels) as image:

@@ -90,9 +90,7 @@ def task_of(store: Store, job: Job, request: Request) -> Task:
     return Task(str(store.path), store.run, absolute(request.image), model, request.footprint)
 
 
-def fill_by_workers(
-    store: Store, job: Job, client: Client, request: Request, *, progress: Progress | None = None
-) -> Report:
+def fill_by_workers(store: Store, job: Job, client: Client, request: Request, *, progress: Progress | None) -> Report:
     """Have workers compute the pending blocks of a store, and finish it; closes store and job in any case."""
     try:
         if store.complete:
