@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from math import prod
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING
 
-from tilenet.address import shown
 from tilenet.batches.image_list import BatchItem
+from tilenet.batches.results import Results, in_words
 from tilenet.batches.side_files import SideFiles
-from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
+from tilenet.batches.summary import Result
 from tilenet.errors import (
     DeviceLost,
     DiskFault,
     EnvironmentFault,
     OutputLocked,
     OutputMismatch,
-    TilenetError,
     closed_on_error,
     counted,
-    one_line,
 )
-from tilenet.export.totals import Measured
-from tilenet.export.totals_table import write_counts
 from tilenet.footprint import Footprint
 from tilenet.interrupts import Interrupted
 from tilenet.jobs.compute import fill_pending, finish, skip_background
@@ -54,7 +47,7 @@ Work = Callable[[BatchItem, Path, Request], tuple[PendingOutput | Store, str]]
 
 
 class BatchRun:
-    """The state of one call of `batch`: open images, and results."""
+    """One call of `batch`: its images, and those that are open."""
 
     def __init__(
         self,
@@ -69,14 +62,10 @@ class BatchRun:
         share: Share | None = None,
     ) -> None:
         self._items = {item.name: item for item in items}
-        self._out, self._footprint, self._tell = out, footprint, tell
+        self._out, self._footprint, self._results = out, footprint, Results(list(self._items), tell)
         self._side_files, self._client, self._objects, self._share = side_files, client, objects, share
-        self._results: dict[str, Result] = {}
-        self._measured: dict[str, Measured] = {}
-        self._started: dict[str, float] = {}
         self._open: dict[str, PendingOutput] = {}
         self._busy: list[str] = []
-        self._one_at_a_time = threading.Lock()
         self._load = keeping_last()
 
     def run(self) -> list[Result]:
@@ -103,21 +92,7 @@ class BatchRun:
             self._begin(item, self._numbered)
 
     def _write_results(self) -> list[Result]:
-        results = [self._results[name] for name in self._items if name in self._results]
-        remark_sizes(results)
-        write_summary(self._out, results, self._share)
-        if self._side_files.table:
-            self._write_counts()
-        return results
-
-    def _write_counts(self) -> None:
-        """Write the table of all images; one that is there stays if there are images, and none could be counted."""
-        path = self._out / file_of("counts", self._share)
-        measured = {name: self._measured[name] for name in self._items if name in self._measured}
-        if measured or not self._items or not path.exists():
-            write_counts(path, measured)
-        else:
-            LOG.warning("%s: stays as it was, as nothing could be counted", path)
+        return self._results.write(self._out, self._share, counts=self._side_files.table)
 
     def _compute(self, items: Iterable[BatchItem]) -> None:
         opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
@@ -152,7 +127,7 @@ class BatchRun:
 
         An image whose mask another process is writing is put off once.
         """
-        self._started[item.name] = perf_counter()
+        self._results.begin(item)
         try:
             out, request = self._checked(item)
             output, status = (_unchanged(out, request), "skipped") if is_complete(out) else work(item, out, request)
@@ -166,9 +141,9 @@ class BatchRun:
             if isinstance(error, OutputLocked) and item.name not in self._busy:
                 self._busy.append(item.name)
                 return None
-            self._note(item, "failed", error=error, store=self._kept(item))
+            self._results.note(item, "failed", error=error, store=self._kept(item))
         else:
-            self._note(item, status, store=output)
+            self._results.note(item, status, store=output)
         return None
 
     def _kept(self, item: BatchItem) -> Store | None:
@@ -179,10 +154,10 @@ class BatchRun:
         out, store = self._out / f"{item.name}.zarr", None
         try:
             store = self._same_image(item, out) if is_complete(out) else None
-            if store and (found := self._side_files.kept(item, out)) is not None:
-                self._measured[item.name] = found
+            if store:
+                self._results.count(item, self._side_files.kept(item, out))
         except Exception as error:  # of any kind: this is about an image that failed already
-            LOG.warning("%s: its complete mask cannot be counted: %s", item.name, _said(error))
+            LOG.warning("%s: its complete mask cannot be counted: %s", item.name, in_words(error))
         return store
 
     def _same_image(self, item: BatchItem, out: Path) -> Store | None:
@@ -225,8 +200,7 @@ class BatchRun:
 
     def _make_side_files(self, item: BatchItem, mask: Path) -> None:
         self._side_files.make(item, mask)
-        if (found := self._side_files.measured(item, mask, image=item.image)) is not None:
-            self._measured[item.name] = found
+        self._results.count(item, self._side_files.measured(item, mask, image=item.image))
 
     def _finish(self, output: PendingOutput) -> None:
         item = self._items[output.name]
@@ -237,40 +211,13 @@ class BatchRun:
         except DiskFault:  # the next image would fail, too
             raise
         except Exception as error:
-            self._note(item, "failed", error=error, store=output.store)
+            self._results.note(item, "failed", error=error, store=output.store)
         else:
-            self._note(item, "done", store=output.store)
+            self._results.note(item, "done", store=output.store)
         finally:
             output.store.close()
             output.job.close()
             del self._open[output.name]
-
-    def _note(
-        self, item: BatchItem, status: str, *, store: Store | None = None, error: Exception | None = None
-    ) -> None:
-        skipped = store.info.get("tissue", {}).get("skipped") if store else None
-        found = self._measured.get(item.name)
-        with self._one_at_a_time:
-            result = Result(
-                item.name,
-                shown(item.image),
-                status,
-                prod(store.layout.shape) if store else 0,
-                level=store.info["record"]["level"] if store else None,
-                um_per_px=store.layout.pixel_size[-1] if store else None,
-                tissue=None if skipped is None else round(1 - skipped, 6),
-                counts=dict(found.counts) if found else None,
-                positive=dict(found.positive) if found and found.positive else None,
-                judged=dict(found.judged) if found and found.positive else None,
-                seconds=perf_counter() - self._started[item.name],
-                error=_said(error) if error else "",
-            )
-            self._results[item.name] = result
-            self._tell(result)
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, TilenetError) else one_line(error)
 
 
 def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:
