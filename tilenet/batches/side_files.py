@@ -16,7 +16,7 @@ from tilenet.export.areas import pixels_of_area
 from tilenet.export.descriptors import COLUMNS as FORMS
 from tilenet.export.intensities import Intensities
 from tilenet.export.listed_objects import Listing
-from tilenet.export.polygons_file import Polygons, check_polygons_place, rule_text, write_polygons
+from tilenet.export.polygons_file import Polygons, is_polygons, rule_text, write_polygons
 from tilenet.export.polygons_file import rule_of as rule_of_polygons
 from tilenet.export.positive_rules import STAINS, is_judged_by
 from tilenet.export.table import is_table, read_table, write_table
@@ -75,9 +75,10 @@ class SideFiles:
         if self.table:
             check_file_place(table_beside(mask), replace=True, is_ours=is_table, kind="a table", image=item.image)
         if self.polygons:
-            check_polygons_place(polygons_beside(mask), replace=True, image=item.image)
-            refuse_protected(polygons_beside(mask), regions=item.within[0].path if item.within else None)
-            refuse_protected(polygons_beside(mask), tissue=item.options.tissue)
+            polygons = polygons_beside(mask)
+            check_file_place(polygons, replace=True, is_ours=is_polygons, kind="a GeoJSON", image=item.image)
+            refuse_protected(polygons, regions=item.within[0].path if item.within else None)
+            refuse_protected(polygons, tissue=item.options.tissue)
         if (self.table or self.polygons) and (self.min_area is not None or item.positive or self.columns.stains):
             self.check_image(item, footprint)
 
@@ -85,13 +86,7 @@ class SideFiles:
         """Raise `SettingsError` if areas will have no meaning in an image's mask, or it lacks a stain or channel."""
         options = item.options
         try:
-            opened = open_image(
-                item.image,
-                level=options.level or 0,
-                axes=options.axes,
-                pixel_size=options.pixel_size,
-                missing=options.missing or "error",
-            )
+            opened = open_image(item.image, **options.of_image)
         except TilenetError:  # the run will say why
             return
         with opened:

@@ -22,7 +22,6 @@ from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.opened import check_export_place, has_volumes, open_placed
 from tilenet.export.shapes import Progress
 from tilenet.export.totals import Outlined
-from tilenet.masks.protected import check_file_place
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
 
@@ -121,11 +120,6 @@ class PolygonsFile:
 
 def _said(rule: str) -> bytes:
     return b',"rule":' + json.dumps(rule).encode() if rule else b""
-
-
-def check_polygons_place(out: Path, *, replace: bool, image: Any = None) -> None:
-    """Raise if polygons must not be put at `out`; see `tilenet.masks.protected.check_file_place`."""
-    check_file_place(out, replace=replace, is_ours=is_polygons, kind="a GeoJSON", image=image)
 
 
 def is_polygons(path: Path) -> bool:

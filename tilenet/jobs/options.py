@@ -138,6 +138,12 @@ class Options:
         if self.missing not in (None, *get_args(Missing)):
             raise SettingsError(f"missing {self.missing!r}: give one of {', '.join(get_args(Missing))}")
 
+    @property
+    def of_image(self) -> dict[str, Any]:
+        """Those with which the image is opened, by `open_image`."""
+        level, missing = self.level or 0, self.missing or "error"
+        return {"level": level, "axes": self.axes, "pixel_size": self.pixel_size, "missing": missing}
+
     def filled_from(self, record: Mapping[str, Any]) -> Options:
         """Return the options with those not given filled in from a run record."""
         unsaid = {f.name for f in fields(self) if getattr(self, f.name) is None}

@@ -55,8 +55,7 @@ def make_job(
     if isinstance(source, str | Path):
         refuse_unfinished(source)
     footprint = predictors.footprint_of(found.network, footprint)
-    level, missing = options.level or 0, options.missing or "error"
-    opened = open_image(source, level=level, axes=options.axes, pixel_size=options.pixel_size, missing=missing)
+    opened = open_image(source, **options.of_image)
     owns_image = not isinstance(source, Image)
     if isinstance(source, str | Path) and (is_ours(Path(source)) or is_tiff_mask(source)):
         LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
