@@ -371,6 +371,24 @@ def test_a_mask_at_another_pixel_size_is_compared_at_the_centres_of_the_true_pix
         evaluate(mask, tmp_path / "true.tif", classes=True)
 
 
+@pytest.mark.parametrize("how", [{"level": 1}, {"mpp": 0.5}, {"mpp": 0.75}])
+def test_a_mask_of_a_coarser_level_is_compared_with_the_truth_at_full_resolution(tmp_path, how):
+    truth = np.random.default_rng(0).integers(0, 2, (64, 96)).astype(np.uint8)
+    image, mask = tmp_path / "image.tif", tmp_path / "mask.zarr"
+    with tifffile.TiffWriter(image) as tiff:
+        tiff.write(truth, subifds=1)
+        tiff.write(truth[::2, ::2], subfiletype=1)
+    tifffile.imwrite(tmp_path / "true.tif", truth)
+    network = {"model": thresholded(), "footprint": tilenet.Footprint.valid(2, lost=0)}
+    tilenet.segment(image, mask, pixel_size=0.25, **network, **how)
+    coarse, factor = read_labels(mask)[0], how.get("mpp", 0.5) / 0.25
+    found = np.array([[coarse[int((y + 0.5) / factor), int((x + 0.5) / factor)] for x in range(96)] for y in range(64)])
+    assert evaluate(mask, tmp_path / "true.tif", classes=True)["pixel_error"] == pytest.approx(np.mean(found != truth))
+    image.rename(tmp_path / "moved.tif")
+    with pytest.raises(ImageError, match="those of a coarser level need at its place"):
+        evaluate(mask, tmp_path / "true.tif", classes=True)
+
+
 def test_a_real_volume_is_scored_at_its_own_pixel_size(tmp_path, shared_data):
     image, truth = (shared_data(f"volumes/plant_nuclei_1135_{what}.tif") for what in ("image", "label"))
     tilenet.segment(image, tmp_path / "mask.zarr", mpp=0.25, objects=True)

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.errors import TilenetError
+from tilenet.export.placement import find_grid
 from tilenet.geometry import ceil_div
 from tilenet.masks.provenance import resolution_of
 from tilenet.masks.tiff_mask import is_tiff_mask, open_mask
-from tilenet.store import is_ours
+from tilenet.store import AnyMask, is_ours
 
 Index = tuple[NDArray[np.intp], ...]
 
@@ -23,8 +25,7 @@ class Recorded:
 
     # Whether its objects lie in one plane each, as a 2-D network finds them, and were not linked.
     by_plane: bool = False
-    # How many pixels of its image one of its pixels covers along y and x; 1 unless the image was resampled at its
-    # finest level.
+    # How many pixels of its image at full resolution one of its pixels covers along y and x; 1 of a part.
     factor: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
 
 
@@ -35,9 +36,18 @@ def recorded_of(path: Path) -> Recorded:
     with open_mask(path) as mask:
         record = mask.info["record"]
         by_plane = mask.has_objects and len(mask.info["model"]["footprint"]) == 2 and "link" not in record
-        resolution = resolution_of(mask)
-    whole = resolution.level == 0 and record.get("roi") is None
-    return Recorded(by_plane, resolution.factor if whole else Recorded.factor)
+        return Recorded(by_plane, Recorded.factor if record.get("roi") else _factor_of(mask))
+
+
+def _factor_of(mask: AnyMask) -> tuple[Fraction, Fraction]:
+    """Return how many pixels of its image one of a mask covers; 1 if only the image says that, and is not there."""
+    resolution = resolution_of(mask)
+    if resolution.level == 0:
+        return resolution.factor
+    try:
+        return find_grid(mask, None).step
+    except TilenetError:
+        return Recorded.factor
 
 
 def nearest(shape: tuple[int, ...], wanted: tuple[int, ...], factor: tuple[Fraction, Fraction]) -> Index | None:

@@ -62,8 +62,8 @@ def evaluate(
         Two files (or mask folders), or two folders of files, matched by the part of their names before the first
         dot. Each frame of a time series (axis ``t``) is scored as an image of its own, and so is each plane of a stack
         in which a 2-D network found objects that were not linked. Only masks that tilenet made at another pixel size
-        (``mpp``) may differ from the truth in size: each pixel of the truth is compared with the pixel of the mask
-        that holds its centre.
+        (``mpp``) or level may differ from the truth in size: each pixel of the truth is compared with the pixel of the
+        mask that holds its centre. For a coarser level, the image must be where it was.
     classes : bool
         Whether the labels are classes. By default they are objects (instance labels). If the predictions are
         masks (0 and one other value in all files) and the truths are not, masks are first split into objects, as
@@ -179,7 +179,7 @@ def _frames(
         raise ImageError(
             f"{a}: is {describe_frames(found)}, but the truth {b.name} is {describe_frames(true)}. "
             "Score images of one size, "
-            f"with the same axes (--axes); masks, of the whole image at its finest level"
+            "with the same axes (--axes); masks, of the whole image, which those of a coarser level need at its place"
         )
     remarked["image"] += [path for path, frames in ((a, found), (b, true)) if any(map(looks_like_intensities, frames))]
     labels = found
