@@ -277,8 +277,13 @@ def test_regions_that_are_not_there_and_masks_of_several_planes_are_refused(tmp_
     with pytest.raises(SettingsError, match=r"r\.geojson: is no text, but compressed or a picture\. In QuPath"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "r.geojson")
     drawn = write_regions(tmp_path / "r.geojson", FEATURES)
-    with pytest.raises(SettingsError, match=r"m\.zarr: has several planes, and regions are drawn in one"):
+    with pytest.raises(SettingsError, match=r"m\.zarr: has several planes, and .* such as --roi 0:1,:,:"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=drawn)
+    tilenet.segment(
+        np.stack([stack] * 3), tmp_path / "series.zarr", axes="tzyx", model=Bright(), objects=True, roi="1:,:,:,:"
+    )
+    with pytest.raises(SettingsError, match=r"several planes, and .* such as --roi 1:2,0:1,:,:"):
+        write_table(tmp_path / "series.zarr", tmp_path / "m.csv", within=drawn)
     tilenet.segment(stack, tmp_path / "one.zarr", axes="zyx", model=Bright(), objects=True, roi="1:2,:,:")
     found = write_table(tmp_path / "one.zarr", tmp_path / "m.csv", within=drawn)
     assert [sum(region.counts.values()) > 0 for region in found.regions] == [True, True, True, False]

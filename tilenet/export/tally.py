@@ -87,8 +87,10 @@ def _empty_result(mask: AnyMask, out: Path, grid: MaskPlacement) -> Measured:
 def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, found: Measured) -> list[InRegion]:
     """Return the regions before the first shape, with their areas as far as the mask covers them."""
     if max(mask.shape[:-2], default=1) > 1:
+        first = ",".join(f"{at}:{at + 1}" for at in mask.origin[:-2])
         raise SettingsError(
-            f"{mask.path}: has several planes, and regions are drawn in one. Segment one alone, such as --roi 4:5,:,:"
+            f"{mask.path}: has several planes, and regions are drawn in one. Segment one alone, such as "
+            f"--roi {first},:,:"
         )
     (x0, y0), (x1, y1) = (grid.place_point(y, x) for y, x in ((0, 0), mask.shape[-2:]))
     parts, none = covered(drawn, (x0, y0, x1, y1)), dict.fromkeys(found.counts, 0)
