@@ -104,11 +104,10 @@ class Stub:
 
 def use_stub(stub, setattr=setattr):
     """Have the model called ``stub`` be a `Stub` of some arguments."""
-    from tilenet.jobs import setup
     from tilenet.models import named
 
-    load, find = setup.load_named, named.find_model
-    setattr(setup, "load_named", lambda name: Stub(**stub) if Path(name).name == "stub" else load(name))
+    load, find = named.load_model, named.find_model
+    setattr(named, "load_model", lambda name: Stub(**stub) if Path(name).name == "stub" else load(name))
     setattr(named, "find_model", lambda name: Path(name) if Path(name).name == "stub" else find(name))
 
 

@@ -79,6 +79,8 @@ def test_a_size_that_is_not_known_along_y_and_x_is_not_told(unknown):
     assert resolve([unknown]).text == "level 0 as stored: neither the image nor the model says a pixel size"
     assert resolve([unknown], level=0).text == "level 0 as stored, as asked"
     assert resolve(PYRAMID, level=4).text == "level 4 as stored, as asked", "the image refuses it"
+    with pytest.raises(SettingsError, match="does not say its pixel size, so mpp means nothing"):
+        resolve([unknown], mpp=0.5)
     assert coarser_size(None, 30, 10) is None and coarser_size(0.5, 30, 10) == 1.5
 
 
@@ -94,7 +96,7 @@ def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(ca
     ("z", "how", "words"),
     [
         (2.0, {}, "level 0 (2 x 0.25 x 0.25 um/px) as stored: "),
-        (None, {}, "level 0 (? x 0.25 x 0.25 um/px) as stored: "),
+        (None, {}, "level 0 (? x 0.25 x 0.25 um/px) as stored: the model asks for no pixel size. To resample, give"),
         (0.25, {"mpp": 0.5}, "level 0 (0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px"),
         (None, {"mpp": 0.5}, "level 0 (? x 0.25 x 0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px"),
     ],

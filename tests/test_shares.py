@@ -21,11 +21,12 @@ from faults import (
     wait_until,
 )
 from small_shares import SIDES, SMALL, SMALL_BLOCKS, a_folder, fill, small_image  # noqa: F401
+from stub import BAD, Bright
 
 import tilenet
 from tilenet.describe import describe
-from tilenet.errors import OutputIncomplete, OutputLocked, SettingsError
-from tilenet.runs.shares import blocks_of_share, finish_shares, written_of
+from tilenet.errors import BlocksFailed, OutputIncomplete, OutputLocked, SettingsError
+from tilenet.runs.shares import blocks_of_share, check_combination, finish_shares, written_of
 from tilenet.store import Store, can_resume, destination, open_mask
 
 
@@ -225,6 +226,17 @@ def test_shares_can_go_on_with_a_plain_run_and_a_plain_run_with_shares(small, sm
     assert tree_hash(out) == small_whole
 
 
+def test_a_block_that_fails_is_an_error_of_its_share_alone(tmp_path):
+    pixels, out = np.zeros(SIDES, np.uint8), tmp_path / "m.zarr"
+    pixels[-1, -1] = BAD
+    how = {"model": Bright(), "tile": 512}
+    with pytest.raises(BlocksFailed, match="1 of 8 blocks failed.*the lamp went out"):
+        tilenet.segment(pixels, out, shard=(2, 2), **how)
+    assert tilenet.segment(pixels, out, shard=(1, 2), **how) is None
+    with pytest.raises(OutputIncomplete, match=r"1 of 8 blocks are not written, of share 2/2\."):
+        finish_shares(out)
+
+
 def test_finish_of_a_store_without_shares_says_resume(small, small_whole, tmp_path):
     out = tmp_path / "m.zarr"
     fill(small, out, [(1, 1)])
@@ -266,6 +278,11 @@ def test_shares_that_cannot_be_are_refused_before_anything_is_made(small, tmp_pa
     with pytest.raises(SettingsError, match=message):
         tilenet.segment(small, **{"out": tmp_path / "m.zarr"} | SMALL | options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shares_of_workers_are_refused():
+    with pytest.raises(SettingsError, match="workers share the blocks by themselves. Leave one of them out"):
+        check_combination("m.zarr", None, overwrite=False, client=object())
 
 
 def test_the_command_says_how_a_share_is_written(small, tmp_path, tilenet_command):
