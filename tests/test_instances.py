@@ -1,6 +1,7 @@
 """Objects of a part of an image: those of the whole, and found by looking no further than they must."""
 
 import pickle
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
+from tilenet.byte_counts import parse_bytes
 from tilenet.decide import DEPTH_UNIT, ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import components, separation
-from tilenet.instances.components import View, find_objects
+from tilenet.instances.components import BESIDE, View, find_objects, left_for
 from tilenet.instances.in_memory import numbered
 from tilenet.instances.separation import REACH
 
@@ -201,7 +203,10 @@ def test_what_is_kept_of_a_large_component_takes_as_many_bytes_as_are_said(worm)
 def test_a_component_that_takes_more_than_the_memory_is_refused_with_its_size():
     whole = View(np.ones((400, 500), bool), None)
     part = Box((0, 0), (30, 30))
-    with pytest.raises(SettingsError, match=r"connected foreground extends over \d+ x \d+ px .* --memory"):
+    with pytest.raises(SettingsError, match=r"connected foreground extends over \d+ x \d+ px .* --memory") as refused:
         find_objects(part, (400, 500), lambda box: part_of(whole, box), memory=10**6)
+    told = re.search(r"takes (.+) or more, .* --memory (\w+) or", str(refused.value))
+    needs, enough = map(parse_bytes, told.groups())
+    assert 10**6 < needs <= left_for(enough) and BESIDE + needs < enough < BESIDE + 2 * needs
     labels, _, _ = find_objects(part, (400, 500), lambda box: part_of(whole, box))
     assert labels.all()

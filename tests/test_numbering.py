@@ -37,7 +37,7 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, mos
     assert len(large) == 1 and open_mask(tmp_path / "o.zarr")[...].min() >= 1
 
 
-@pytest.mark.parametrize(("memory", "most"), [(None, 4), (3_000_000, 2)])
+@pytest.mark.parametrize(("memory", "most"), [(None, 4), (6_000_000, 2)])
 def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_goes(tmp_path, monkeypatch, memory, most):
     monkeypatch.setattr(sizes, "STACKED_PIXELS", 4 * 64 * 64)
     monkeypatch.setattr(object_places, "PIECES", {2: (1, 256)})  # no blocks are joined

@@ -14,6 +14,7 @@ from stub import Bright
 
 from tilenet import machine
 from tilenet.cli.cluster import cluster_of
+from tilenet.instances.components import BESIDE, WINDOWS, left_for
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering, object_places
@@ -97,18 +98,18 @@ def test_processes_end_with_the_one_that_began_them(number):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "blocks", "memory", "count"),
+    ("pixels", "blocks", "left", "count"),
     [
         (WORTH, 9, 8 * EACH, 3),
         (WORTH, 2, 8 * EACH, 2),
         (WORTH, 9, 2 * EACH, 2),
-        (WORTH, 9, EACH - 1, 1),
+        (WORTH, 9, 2 * EACH - 1, 1),
         (WORTH - 1, 9, 8 * EACH, 1),
     ],
 )
-def test_processes_are_as_many_as_allowed_as_blocks_and_as_memory_is_for_if_it_is_worth_it(
-    pixels, blocks, memory, count
-):
+def test_processes_are_as_many_as_allowed_as_blocks_and_as_memory_is_for_if_it_is_worth_it(pixels, blocks, left, count):
+    memory = BESIDE + left * WINDOWS[1] // WINDOWS[0]
+    assert left - 1 <= left_for(memory) <= left
     assert n_processes(pixels, blocks, memory) == 1
     with several_processes(3):
         assert n_processes(pixels, blocks, memory) == count
@@ -138,7 +139,7 @@ def a_wish(tmp_path, monkeypatch):
 def test_several_processes_find_the_objects_that_one_finds(wanted, tmp_path, monkeypatch, share):
     # With the smaller share, only this process has the memory for the component that extends over many blocks.
     numbering.store_objects(tmp_path / "one.zarr", wanted)
-    monkeypatch.setattr(object_places, "PROCESS", 2 * 10**9 - share)
+    monkeypatch.setattr(object_places, "_share", lambda *_: share)
     here, found_in = [], object_places.PlacesTask.places
     monkeypatch.setattr(object_places.PlacesTask, "places", lambda task: here.append(task.box) or found_in(task))
     with several_processes(2):

@@ -42,17 +42,22 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
     It reads no pixels, except a coarse level for --tissue. IMAGES are an image or, as for batch, several, patterns in
     quotes, and lists: these get a line each, and their sum.
     """
+    from tilenet import machine
     from tilenet.batches.image_list import read_image_list
     from tilenet.batches.run import check_item
     from tilenet.jobs.options import Options
     from tilenet.models.named import keeping_last
+    from tilenet.workers.processes import several_processes
 
     items = read_image_list(images, model=options.pop("model"), options=Options(**options))
     for item in items:  # tables, for which some lists give rules and regions, are no option here
         check_item(item, objects=objects, table=bool(item.positive or item.within))
     job_of = partial(_job_of, objects=objects, load=keeping_last())
     # Warnings alone: what a run would remark is in the plan.
-    with remarks(shown=not as_json, level=logging.WARNING) as said:
+    with (
+        remarks(shown=not as_json, level=logging.WARNING) as said,
+        several_processes(options["threads"] or machine.current_threads()),  # also where this machine has fewer cores
+    ):
         if [item.image for item in items] == [*images[:1]]:
             with job_of(items[0]) as job:
                 result, rows = _planned(images[0], job, _needs_of(job, items[0]))
@@ -81,7 +86,7 @@ def _job_of(item: BatchItem, *, objects: bool, load: Callable[[str | Path], Any]
 def _needs_of(job: Job, item: BatchItem) -> dict[str, int]:
     from tilenet.runs.room import room_of
 
-    return job.needs() | room_of(job, item.options.memory)
+    return room_of(job, item.options.memory)
 
 
 def _one_of_many(item: BatchItem, job_of: Callable[[BatchItem], Job], as_json: bool) -> dict[str, Any]:

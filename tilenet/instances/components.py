@@ -19,15 +19,18 @@ from scipy import ndimage as ndi
 from tilenet.byte_counts import gigabytes, memory_option
 from tilenet.decide import ObjectRule
 from tilenet.errors import SettingsError
-from tilenet.geometry import Box, sides_text
+from tilenet.geometry import Box, ceil_div, sides_text
 from tilenet.instances.separation import REACH, Indices, Labels, first_indices, separate
 
 # How far beyond a part to read at first, in pixels, by number of axes: more than most objects are wide. Components that
 # reach further are separated one by one, each in a window of its own.
 MARGIN = {2: 64, 3: 16}
-# Bytes of memory per pixel of a window. Measured: 30 with small components, 102 if one component fills the window.
-BYTES_PER_PIXEL = 110
-# Of those, what `Recent` keeps: the foreground, the depth, the labels and the objects.
+# Bytes of memory per pixel of a window. Measured: 102 if one component fills the window, 35 with small components.
+BYTES_PER_PIXEL, USUAL_BYTES_PER_PIXEL = 110, 35
+# Bytes of memory that a run takes beside that: Python, its libraries, and what is written. Of the rest a part, as
+# numerator and denominator, is for windows: other processes, also if they wait, have what they began with.
+BESIDE, WINDOWS = 400_000_000, (5, 6)
+# Of the bytes per pixel, what `Recent` keeps: the foreground, the depth, the labels and the objects.
 BYTES_KEPT = 1 + 4 + 4 + 4
 
 
@@ -67,8 +70,8 @@ def find_objects(
     """Return the objects of a part of an image of a shape, as the whole image would have them.
 
     `read` returns the `View` of a box inside the image, and `name` is the image's, for messages. A component that
-    reaches far beyond the part is a `SettingsError` if it needs more than `memory` bytes. `recent` is shared by the
-    calls for several parts, so that not each of them separates a large component again.
+    reaches far beyond the part is a `SettingsError` if it needs more than `memory` bytes (`left_for`). `recent` is
+    shared by the calls for several parts, so that not each of them separates a large component again.
     """
     image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or ObjectRule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
@@ -130,16 +133,27 @@ class Recent:
         """Separate components, and yield each window with the objects in it."""
         for window, label in components:
             if self.found is None or window is not self.window:
-                self.window, self.label, self.found = window, label, window.objects_of([label], rule)
+                self.window, self.label, self.found = window, label, None  # before the new one takes its memory
+                self.found = window.objects_of([label], rule)
             yield window, self.found
+
+
+def left_for(memory: int) -> int:
+    """Return what a run with so much memory has left for separating; if that is little, it takes more than it has.
+
+    >>> left_for(2_800_000_000), left_for(600_000_000)
+    (2000000000, 300000000)
+    """
+    return max((memory - BESIDE) * WINDOWS[0] // WINDOWS[1], memory // 2)
 
 
 def _check_memory(box: Box, memory: int | None, name: str) -> None:
     if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
+        enough = BESIDE + ceil_div(needs * WINDOWS[1], WINDOWS[0])
         raise SettingsError(
             f"{name}: connected foreground extends over {sides_text(box.shape)} px of the mask at {box}. Separating "
-            f"its objects takes {gigabytes(needs)} or more, and --memory is {gigabytes(memory)}. Give --memory "
-            f"{memory_option(needs)} or more, or leave --objects out"
+            f"its objects takes {gigabytes(needs)} or more, and --memory leaves {gigabytes(memory)} for it. Give "
+            f"--memory {memory_option(enough)} or more, or leave --objects out"
         )
 
 

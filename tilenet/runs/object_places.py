@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 
 from tilenet.decide import ObjectRule
 from tilenet.geometry import Box, boxes_of, ceil_div, round_up
-from tilenet.instances.components import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
+from tilenet.instances.components import (
+    BYTES_PER_PIXEL,
+    MARGIN,
+    USUAL_BYTES_PER_PIXEL,
+    Recent,
+    View,
+    find_objects,
+    left_for,
+)
 from tilenet.store import Mask, Share, Store, can_resume, open_mask
 from tilenet.store.guarded_files import Stamp, stamp_of
 from tilenet.store.journal import MERGED
@@ -39,9 +47,12 @@ if TYPE_CHECKING:
 Places = tuple[NDArray[np.unsignedinteger[Any]], int]
 # Most pixels that are labelled at once, and a side that is not halved for that, by number of axes.
 PIECES = {2: (2**22, 256), 3: (2**23, 48)}
-# Least bytes of memory for each of several processes, what it takes to begin with, and pixels that are worth the second
-# that it takes to start them.
-EACH, PROCESS, WORTH = 900_000_000, 150_000_000, 2**23
+# Least bytes for components in each of several processes, and pixels that are worth the second that it takes to start
+# them.
+EACH, WORTH = 666_000_000, 2**23
+# Bytes that each of them takes to begin with; copies of the places of a block, of each of them and of the one that
+# writes them; and bytes per pixel of a block while its objects are numbered. All are measured.
+PROCESS, COPIES, WRITTEN, NUMBERING = 65_000_000, 4, 5, 40
 # Part of the memory that large components kept for the next blocks may take.
 KEPT = 0.25
 
@@ -83,17 +94,22 @@ def find_places(
 
     Return how many objects are nowhere deep enough; None unless all blocks of the store were pending.
     """
+    from tilenet import machine  # it imports PyTorch, which processes do not need
+
     pending, recents = list(store.pending(among=among)), dict[tuple[int, ...], Recent]()
     box, dtype = partial(store.layout.box, 0), store.layout.mask_dtype
-    tasks = [PlacesTask(depths, box(index), memory, dtype, recents) for index in pending]
+    tasks = [PlacesTask(depths, box(index), left_for(memory), dtype, recents) for index in pending]
     total = sum(box(index).size for index in (range(store.layout.n_blocks(0)) if among is None else among))
     done = total - sum(task.box.size for task in tasks)
     left_out = 0
+    machine.give_back_freed_memory()  # of the network, which is gone only now
     with closing(_found(tasks, memory, client)) as found:
         for index, (places, more) in zip(pending, found, strict=True):
             store.write(index, {"mask": places})
             left_out += more
             done += places.size
+            del places
+            machine.give_back_freed_memory()  # or each block would take other pieces of what the network took
             if progress:
                 progress(done, total)
     return left_out if len(pending) == store.layout.n_blocks(0) else None
@@ -103,11 +119,11 @@ def _found(tasks: Sequence[PlacesTask], memory: int, client: Client | None) -> G
     """Yield what each task finds: on the workers of a client, in several processes if they are allowed, or here."""
     count = n_processes(sum(task.box.size for task in tasks), len(tasks), memory)
     if client is not None:
-        from tilenet.workers.distributed import map_in_order  # it imports PyTorch, which processes do not need
+        from tilenet.workers.distributed import map_in_order
 
         yield from map_in_order(client, PlacesTask.places, tasks)
     elif count > 1:
-        there = partial(_places_in_process, memory=memory // count - PROCESS)
+        there = partial(_places_in_process, memory=_share(memory, count))
         yield from map_in_processes(there, tasks, count, otherwise=PlacesTask.places)
     else:
         yield from map(PlacesTask.places, tasks)
@@ -115,7 +131,35 @@ def _found(tasks: Sequence[PlacesTask], memory: int, client: Client | None) -> G
 
 def n_processes(pixels: int, blocks: int, memory: int) -> int:
     """Return in how many processes the objects of some blocks are found."""
-    return 1 if pixels < WORTH else max(1, min(most_processes(), blocks, memory // EACH))
+    return 1 if pixels < WORTH else max(1, min(most_processes(), blocks, left_for(memory) // EACH))
+
+
+def _share(memory: int, count: int) -> int:
+    """Return the bytes that each of several processes, or the only one, has left for separating components."""
+    return left_for(memory) // count
+
+
+def _beside(places: Layout, count: int) -> int:
+    """Return the bytes that each of several processes takes beside these; of the only one, `BESIDE` has them."""
+    return PROCESS + COPIES * _block_bytes(places) if count > 1 else 0
+
+
+def _block_bytes(places: Layout) -> int:
+    return prod(map(min, places.block, places.shape)) * np.dtype(places.mask_dtype).itemsize
+
+
+def usual_bytes(depths: Layout, ndim: int, memory: int) -> int:
+    """Return the bytes that it takes to find and number objects of `ndim` axes, beside the resident ones.
+
+    That is if components reach no further than the parts that are labelled at once. A larger one may take all of what
+    `memory` leaves for it.
+    """
+    places = places_layout(depths, ndim, memory)
+    count = n_processes(prod(places.shape), places.n_blocks(0), memory)
+    block, image = tuple(map(min, places.block, places.shape)), places.shape[-ndim:]
+    piece = next(_pieces(Box.of_shape(block[-ndim:]), image, _share(memory, count)))
+    each = _seen(piece.shape, image) * USUAL_BYTES_PER_PIXEL + _beside(places, count)
+    return max(WRITTEN * _block_bytes(places) + count * each, prod(block) * NUMBERING)
 
 
 @dataclass(frozen=True)
@@ -208,12 +252,16 @@ def _joined(layout: Layout, ndim: int, memory: int) -> tuple[int, ...]:
 
 def _sides(whole: Sequence[int], steps: Sequence[int], most: int, memory: int, image: Sequence[int]) -> tuple[int, ...]:
     """Halve the longest side of a box until it can be labelled at once; all sides are multiples of `steps`."""
-    sides, margin = list(map(round_up, whole, steps)), 2 * MARGIN[len(whole)]
+    sides = list(map(round_up, whole, steps))
     while longer := [(side, axis) for axis, side in enumerate(sides) if side > steps[axis]]:
         inside = list(map(min, sides, whole))
-        seen = prod(min(n + margin, end) for n, end in zip(inside, image, strict=True))
-        if prod(inside) <= most and seen * BYTES_PER_PIXEL <= memory // 2:
+        if prod(inside) <= most and _seen(inside, image) * BYTES_PER_PIXEL <= memory // 2:
             break
         side, axis = max(longer)
         sides[axis] = round_up(ceil_div(side, 2), steps[axis])
     return tuple(sides)
+
+
+def _seen(piece: Sequence[int], image: Sequence[int]) -> int:
+    """Return how many pixels are seen to label a piece of an image."""
+    return prod(min(n + 2 * MARGIN[len(piece)], end) for n, end in zip(piece, image, strict=True))

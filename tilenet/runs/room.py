@@ -1,4 +1,4 @@
-"""How much room on disk a run takes: bytes before compression, and files."""
+"""How much room a run takes: memory of the host, and on disk, before compression, bytes and files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from math import prod
 import numpy as np
 
 from tilenet.decide import ObjectRule
-from tilenet.jobs.job import Job
+from tilenet.jobs.job import RESIDENT, Job
 from tilenet.runs.numbering import numbers_layout
-from tilenet.runs.object_places import places_layout
+from tilenet.runs.object_places import places_layout, usual_bytes
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Layout
 from tilenet.store.metadata import fixed_documents
@@ -23,18 +23,21 @@ TISSUE_FILES = 3
 
 
 def room_of(job: Job, memory: int | None) -> dict[str, int]:
-    """Return the room that the mask of a job takes at most, and what the run needs at most before the mask is complete.
+    """Return the memory that a run takes, the room of its mask, at most, and that of all it keeps before that is whole.
 
-    A mask that the run replaces, and a TIFF made of the mask, are not counted.
+    Objects are taken to be found by this process, or in as many as are allowed. A mask that the run replaces, and a
+    TIFF made of the mask, are not counted.
     """
-    mask, beside = job.layout, list[Layout]()
+    mask, beside, needs = job.layout, list[Layout](), job.needs()
     if job.record["output"] == "objects":
-        places = places_layout(job.layout, job.footprint.ndim, memory or DEFAULT_MEMORY)
+        how = (job.layout, job.footprint.ndim, memory or DEFAULT_MEMORY)
+        places = places_layout(*how)
+        needs["host_bytes"] = max(needs["host_bytes"], RESIDENT + usual_bytes(*how))
         mask, beside = numbers_layout(job.layout, prod(job.layout.shape) // ObjectRule().min_size), [job.layout, places]
     # What objects are found in is removed before the pyramid is built.
     stages = [[mask], [*beside, replace(mask, n_levels=1)]]
     tissue = TISSUE_FILES if job.search.rule else 0
-    return {
+    return needs | {
         "disk_bytes": _bytes(mask),
         "working_bytes": max(sum(map(_bytes, stores)) for stores in stages),
         "files": _files(mask) + tissue,
