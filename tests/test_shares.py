@@ -25,7 +25,7 @@ from stub import BAD, Bright
 
 import tilenet
 from tilenet.describe import describe
-from tilenet.errors import BlocksFailed, OutputIncomplete, OutputLocked, SettingsError
+from tilenet.errors import BlocksFailed, EnvironmentFault, OutputIncomplete, OutputLocked, SettingsError
 from tilenet.runs.shares import blocks_of_share, check_combination, finish_shares, written_of
 from tilenet.store import Store, can_resume, destination, open_mask
 
@@ -278,6 +278,12 @@ def test_shares_that_cannot_be_are_refused_before_anything_is_made(small, tmp_pa
     with pytest.raises(SettingsError, match=message):
         tilenet.segment(small, **{"out": tmp_path / "m.zarr"} | SMALL | options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_the_way_of_a_share_is_told_before_the_image_is_opened(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(EnvironmentFault, match="mine: is a file, and"):
+        tilenet.segment(tmp_path / "no.tif", tmp_path / "mine" / "m.zarr", shard=(1, 2), model=Bright())
 
 
 def test_shares_of_workers_are_refused():
