@@ -1,5 +1,6 @@
 """The model of a batch: read and checked once for all images, and again when it is another."""
 
+import gc
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tifffile
 from oracles import random_network
 from store_helpers import tree
+from workers import Cluster
 
 import tilenet
 from tilenet.jobs.options import Options
@@ -103,6 +105,22 @@ def test_options_that_differ_between_images_are_those_of_each(images, model, tmp
         assert_alone(tmp_path / "masks", image, model, **TILES | options)
 
 
+def test_of_the_models_of_a_list_one_is_in_memory_at_a_time_and_none_afterwards(images, tmp_path):
+    paths = [save_network(tmp_path / f"{image.stem}.safetensors", seed=i) for i, image in enumerate(images)]
+    rows = [f"{image},{path}" for image, path in zip(images, paths, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,model", *rows]))
+    gc.collect()
+    before, most = len(predictors._checked), []
+
+    def tell(result):
+        gc.collect()
+        most.append(len(predictors._checked) - before)
+
+    tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", objects=True, tell=tell, **TILES)
+    gc.collect()
+    assert most == [1] * 4 and len(predictors._checked) == before
+
+
 def test_models_of_a_list_are_each_used_for_their_images(images, model, tmp_path, done):
     other = save_network(tmp_path / "other.safetensors", seed=2)
     rows = ["a.tif,model", "b.tif,model", "c.tif,other", "d.tif,other"]
@@ -122,6 +140,16 @@ def test_a_function_is_called_for_each_image_as_it_may_return_another_network(im
         assert len(sys.modules["counted_networks"].made) == 3
     finally:
         sys.modules.pop("counted_networks", None)
+
+
+@OBJECTS
+def test_who_leads_workers_reads_and_checks_a_model_once_too(images, model, tmp_path, objects, done):
+    results = tilenet.batch(images, tmp_path / "masks", model=model, client=Cluster(), objects=objects, **TILES)
+    assert [result.status for result in results] == ["done"] * 4
+    assert sorted(done) == ["checked", "checked", "read", "read"], "once by the worker, which is this process too"
+    worker.close_all()
+    for image in images:
+        assert_alone(tmp_path / "masks", image, model, objects=objects, **TILES)
 
 
 def test_a_worker_reads_and_checks_a_model_once_for_all_outputs(images, model, tmp_path, done):
