@@ -108,7 +108,7 @@ def test_what_a_killed_batch_left_beside_whole_files_is_removed_by_the_next(slid
     masks, how = tmp_path / "masks", POLYGONS | {"table": True, "overview": True}
     tilenet.batch(slides[0], masks, **how)
     whole = {path: path.stat().st_mtime_ns for path in masks.iterdir()}
-    makes = "import sys; from pathlib import Path; from tilenet.store.destination import temporary_place as place; "
+    makes = "import sys; from pathlib import Path; from tilenet.store.leftovers import temporary_place as place; "
     makes += "[place(Path(name)).mkdir() for name in sys.argv[1:]]"
     names = [masks / name for name in ("a.csv", "a.geojson", "a.overview.png", "summary.csv", "summary.json")]
     subprocess.run([sys.executable, "-c", makes, *names], check=True)

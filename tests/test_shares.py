@@ -27,7 +27,7 @@ import tilenet
 from tilenet.describe import describe
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputIncomplete, OutputLocked, SettingsError
 from tilenet.runs.shares import blocks_of_share, check_combination, finish_shares, written_of
-from tilenet.store import Store, can_resume, destination, open_mask
+from tilenet.store import Store, can_resume, leftovers, open_mask
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +322,7 @@ def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, 
 def test_the_store_that_a_killed_share_was_making_while_another_was_quicker_is_swept(small, small_whole, tmp_path):
     out = tmp_path / "m.zarr"
     fill(small, out, [(1, 2)])
-    half_made = tmp_path / f".{out.name}.{destination._machine()}-{2**22 + 1}-123-abcdef01{destination.NEW}"
+    half_made = tmp_path / f".{out.name}.{leftovers._machine()}-{2**22 + 1}-123-abcdef01{leftovers.NEW}"
     (half_made / ".tilenet").mkdir(parents=True)
     assert stray(out) == [half_made.name]
     fill(small, out, [(2, 2)])

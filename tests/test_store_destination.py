@@ -14,7 +14,7 @@ from killing import Killed
 from store_helpers import INFO, LAYOUTS, make, part, replace_step, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputLocked, OutputNotFound
-from tilenet.store import Store, can_resume, check_free, destination, file_system, open_mask, opening
+from tilenet.store import Store, can_resume, check_free, destination, file_system, leftovers, open_mask, opening
 from tilenet.store.lease import STALE
 
 TINY = LAYOUTS["tiny"]
@@ -65,7 +65,7 @@ def test_a_store_that_cannot_be_moved_in_leaves_the_old_one_in_its_place(old, mo
     before, rename = tree_hash(old), os.rename
 
     def fail(source, target):
-        if Path(target) == old and Path(source).name.endswith(destination.NEW):
+        if Path(target) == old and Path(source).name.endswith(leftovers.NEW):
             monkeypatch.undo()
             raise OSError(5, "Input/output error")
         rename(source, target)
@@ -237,15 +237,15 @@ def test_there_is_nothing_to_resume_where_nothing_is(tmp_path):
 
 def abandoned(path, *, pid=2**22 + 1):
     """Return where a killed process would have left a half-made store."""
-    return path.with_name(f".{path.name}.{destination._machine()}-{pid}-123-abcdef01{destination.NEW}")
+    return path.with_name(f".{path.name}.{leftovers._machine()}-{pid}-123-abcdef01{leftovers.NEW}")
 
 
 def test_what_killed_runs_left_beside_the_place_is_swept_and_nothing_else(tmp_path):
     path = tmp_path / "m[1].zarr"
     (abandoned(path) / ".tilenet").mkdir(parents=True)
-    alive = destination.temporary_place(path)
+    alive = leftovers.temporary_place(path)
     alive.mkdir()
-    kept = [abandoned(tmp_path / "other.zarr"), tmp_path / f".m[1].zarr.mine{destination.NEW}", alive]
+    kept = [abandoned(tmp_path / "other.zarr"), tmp_path / f".m[1].zarr.mine{leftovers.NEW}", alive]
     for folder in kept[:2]:
         folder.mkdir()
     Store.create(path, TINY, INFO).close()
@@ -259,34 +259,34 @@ def test_several_may_sweep_at_once(tmp_path):
             (left / str(number)).mkdir(parents=True)
             (left / str(number) / "zarr.json").write_text("x")
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(destination.sweep, [tmp_path / "m.zarr"] * 4))
+            list(pool.map(leftovers.sweep, [tmp_path / "m.zarr"] * 4))
         assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("seconds", [10, 100])
 def test_a_file_that_another_machine_is_writing_is_not_swept_and_one_left_alone_is(tmp_path, seconds):
-    left = tmp_path / f".m.tif.{'0' * 12}-1-123-abcdef01{destination.NEW}"  # of another machine
+    left = tmp_path / f".m.tif.{'0' * 12}-1-123-abcdef01{leftovers.NEW}"  # of another machine
     left.mkdir()
     (left / "m.tif").write_bytes(b"half")
     for path, age in ((left / "m.tif", seconds), (left, 1000)):  # the folder's time is that of its first file
         os.utime(path, (time() - age,) * 2)
-    destination.sweep(tmp_path / "m.tif")
+    leftovers.sweep(tmp_path / "m.tif")
     assert left.exists() == (seconds < STALE)
 
 
 def test_what_goes_away_while_it_is_looked_at_was_not_abandoned(tmp_path, monkeypatch):
-    left = tmp_path / f".m.zarr.{'0' * 12}-1-123-abcdef01{destination.NEW}"  # of another machine
+    left = tmp_path / f".m.zarr.{'0' * 12}-1-123-abcdef01{leftovers.NEW}"  # of another machine
     left.mkdir()
     os.utime(left, (0, 0))
-    assert list(destination.abandoned(tmp_path / "m.zarr")) == [left]
-    clock = destination._clock_beside
+    assert list(leftovers.abandoned(tmp_path / "m.zarr")) == [left]
+    clock = leftovers._clock_beside
 
     def put_in_place(path):
         left.rename(tmp_path / "m.zarr")
         return clock(path)
 
-    monkeypatch.setattr(destination, "_clock_beside", put_in_place)
-    assert list(destination.abandoned(tmp_path / "m.zarr")) == []
+    monkeypatch.setattr(leftovers, "_clock_beside", put_in_place)
+    assert list(leftovers.abandoned(tmp_path / "m.zarr")) == []
     assert list(tmp_path.iterdir()) == [tmp_path / "m.zarr"]
 
 
@@ -297,8 +297,8 @@ def test_what_cannot_be_read_is_not_called_unwritable(old, monkeypatch, ask):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    for name in ("recover", "locks"):
-        monkeypatch.setattr(destination, name, refuse)
+    for module, name in ((destination, "recover"), (destination, "locks"), (leftovers, "locks")):
+        monkeypatch.setattr(module, name, refuse)
     with pytest.raises(EnvironmentFault, match=r"m\.zarr: cannot be accessed \(permission denied\)\. Fix that"):
         ask(old)
 
@@ -351,7 +351,7 @@ def test_without_shares_nothing_is_written_to_see_whether_any_is_at_work(old, mo
 
 
 def test_a_process_killed_while_it_asks_for_the_time_leaves_nothing_that_stays(old, monkeypatch):
-    left = old.with_name(f".m.zarr.{'0' * 12}-1-123-abcdef01{destination.NEW}")  # of another machine
+    left = old.with_name(f".m.zarr.{'0' * 12}-1-123-abcdef01{leftovers.NEW}")  # of another machine
     left.mkdir()
     (old / ".tilenet" / "share-1-of-2.1").write_text("{}")
 
@@ -360,13 +360,13 @@ def test_a_process_killed_while_it_asks_for_the_time_leaves_nothing_that_stays(o
         if name == "note":
             raise Killed
 
-    for ask in (destination.sweep, destination.refuse_shares):
+    for ask in (leftovers.sweep, destination.refuse_shares):
         with monkeypatch.context() as dying, pytest.raises(Killed):
             replace_step(killed, dying.setattr)
             ask(old)
     (note,) = [path for path in old.parent.iterdir() if path not in (old, left)]
     note.rename(abandoned(old))
-    destination.sweep(old)
+    leftovers.sweep(old)
     assert sorted(old.parent.iterdir()) == sorted([old, left])
     assert len(list((old / ".tilenet").glob("*.part"))) == 1
     (old / ".tilenet" / "share-1-of-2.1").unlink()
@@ -377,7 +377,7 @@ def test_a_process_killed_while_it_asks_for_the_time_leaves_nothing_that_stays(o
 def test_what_sweeping_leaves_is_the_only_copy_of_a_mask(old):
     Store.create(old, TINY, INFO, overwrite=True).close()
     left = old.rename(abandoned(old))  # as it was between the two renames
-    destination.sweep(old)
+    leftovers.sweep(old)
     assert left.is_dir()
 
 

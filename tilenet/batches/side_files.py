@@ -28,8 +28,8 @@ from tilenet.pictures.files import check_picture_place, overview_beside, rule_of
 from tilenet.pictures.overlays import overlay
 from tilenet.predict.predictors import footprint_of
 from tilenet.readers import open_image
-from tilenet.store.destination import sweep
 from tilenet.store.file_system import faults_named
+from tilenet.store.leftovers import sweep
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from tilenet.readers.coordinates import CoordinateTransform, along, frame_of, sc
 from tilenet.readers.zarr_local import LocalFolder
 from tilenet.readers.zarr_metadata import Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import Factor
-from tilenet.store.destination import is_ours
 from tilenet.store.label_list import read_list
+from tilenet.store.metadata import is_ours
 
 LABELS, SOURCE = "labels", "../../"
 # The supported OME-Zarr version of each zarr format; both describe axes and scales in the same way.

@@ -16,8 +16,9 @@ from tilenet.jobs.mismatch import check_info, contradiction
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LabelTarget
 from tilenet.store import Store, can_resume, check_free, is_complete, is_ours
-from tilenet.store.destination import discard, holding, sweep
+from tilenet.store.destination import discard, holding
 from tilenet.store.file_system import faults_named
+from tilenet.store.leftovers import sweep
 from tilenet.store.metadata import MAKING, read_root
 
 DEPTHS, PLACES = "depths.zarr", "places.zarr"

@@ -9,6 +9,7 @@ layout, tissue_map, metadata     what lies where in a mask; where there is tissu
 codec, blocks, pyramid           shards in memory; the blocks on disk; coarser levels
 journal, journal_parser, damage  which blocks are written; its lines, many at once; files that are not as written
 file_system, destination, build  each change of the disk; where a store may go; how it is made there, whole
+leftovers                        what killed processes left beside it
 lease, lease_holder              who may write, by files with a heartbeat; the process that holds one
 shared_run, flight_notes         the run that shares have in common; which flights were begun
 opening, writer, seal            a store that is being written: opened, filled, finished
@@ -22,13 +23,13 @@ from tilenet.store.destination import (
     check_free,
     held_whole,
     is_complete,
-    is_ours,
     refuse_shares,
     writers_of,
 )
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Share
 from tilenet.store.mask import AnyMask, Mask, open_mask, refuse_unfinished
+from tilenet.store.metadata import is_ours
 from tilenet.store.pyramid import CoarserBlock, ShardMaker
 from tilenet.store.tissue_map import TissueMap
 from tilenet.store.writer import Store

@@ -10,11 +10,11 @@ from typing import Any
 from uuid import uuid4
 
 from tilenet.errors import OutputExists, OutputLocked, TilenetError
-from tilenet.store.destination import REPLACED, sweep, temporary_place
 from tilenet.store.file_system import fsync_path, make_folder, remove_tree, step, write_file
 from tilenet.store.label_list import enlist, withdraw
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Lease, Share
+from tilenet.store.leftovers import REPLACED, sweep, temporary_place
 from tilenet.store.metadata import OWN, fixed_documents, read_root, root_document
 from tilenet.store.seal import log
 

@@ -1,7 +1,6 @@
-"""Where a store may go, and how a new one takes the place of an old one.
+"""Where a store may go, and what is there: a store, complete or being written, or what must not be replaced.
 
-A store is made under a temporary name beside its destination and then renamed, so that what is at OUT is always a whole
-store. Nothing is ever removed unless tilenet's own marker is in it.
+Nothing is ever removed unless tilenet's own marker is in it.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
-from hashlib import sha256
 from pathlib import Path
 from time import time
 from uuid import uuid4
@@ -27,13 +24,9 @@ from tilenet.store.file_system import (
     remove_tree,
     step,
 )
-from tilenet.store.journal import FOLDER
-from tilenet.store.lease import NAMED, STALE, Lease, Share, live, locks, refuse_live
-from tilenet.store.lease_holder import is_running, started, this_machine
-from tilenet.store.metadata import OWN, foreign_entries, read_root
-
-REPLACED = "replaced"
-NEW = ".tilenet-new"
+from tilenet.store.lease import NAMED, Lease, Share, live, locks, refuse_live
+from tilenet.store.leftovers import REPLACED, beside, left_behind, maker_is_dead, recover, sweep, temporary_place
+from tilenet.store.metadata import OWN, foreign_entries, is_ours, read_root
 
 
 def check_free(path: str | Path, *, overwrite: bool = False) -> bool:
@@ -74,7 +67,7 @@ def _looked_at(path: Path, overwrite: bool) -> bool:
             if path.exists() or path.is_symlink():
                 _refuse_to_replace(path, overwrite)
                 return True
-            if not any((new / OWN / REPLACED).is_dir() and not _maker_is_dead(new, path) for new in _beside(path)):
+            if not any((new / OWN / REPLACED).is_dir() and not maker_is_dead(new, path) for new in beside(path)):
                 return False
             break
     raise OutputLocked(f"{path}: is being replaced by another run just now. Wait for that run, or end it")
@@ -102,15 +95,6 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
         raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there")
     if foreign := foreign_entries(path, read_root(path).layout):
         raise OutputExists(f"{path}: holds {foreign[0]}, which tilenet did not write. Move it away first")
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether a folder is a store that tilenet wrote and that can be read, and not a link to one."""
-    try:
-        read_root(path)
-    except (OutputError, EnvironmentFault):
-        return False
-    return not path.is_symlink() and not (path / OWN).is_symlink()
 
 
 def can_resume(path: str | Path) -> bool:
@@ -195,67 +179,6 @@ def discard(store: Path) -> None:
         remove_tree(aside)
 
 
-def temporary_place(path: Path) -> Path:
-    """Return a temporary path beside `path` whose name identifies the process that makes it."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{started(os.getpid())}-{uuid4().hex[:8]}{NEW}")
-
-
-def recover(path: Path) -> None:
-    """Move a new store into place if a run was killed after it had moved the old store away."""
-    if path.exists() or path.is_symlink():
-        return
-    for new in abandoned(path):
-        if (new / OWN / REPLACED).is_dir() and is_ours(new):
-            with suppress(FileNotFoundError):  # another process was faster
-                step("rename", os.rename, new, path)
-            step("sync folder", fsync_path, path.parent)
-            return
-
-
-def sweep(path: Path) -> None:
-    """Remove what killed runs left beside `path`."""
-    for new in abandoned(path):
-        if not (new / OWN / REPLACED).is_dir():
-            remove_tree(new)
-
-
-def left_behind(own: Path) -> bool:
-    """Return whether a run was killed after it had completed the store, but before it had tidied up."""
-    return bool(locks(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
-
-
-def abandoned(path: Path) -> Iterator[Path]:
-    """Yield the unfinished stores beside `path` whose makers are dead."""
-    return (new for new in _beside(path) if _maker_is_dead(new, path))
-
-
-def _beside(path: Path) -> Iterator[Path]:
-    """Yield the unfinished stores beside `path`."""
-    if path.parent.is_dir():
-        for new in sorted(path.parent.glob(f".{escape(path.name)}.*{NEW}")):
-            # For `slide`, the pattern also matches what was left beside `slide.zarr`, which belongs to another store.
-            own = "." not in new.name.removeprefix(f".{path.name}.").removesuffix(NEW)
-            if own and new.is_dir() and not new.is_symlink():
-                yield new
-
-
-def _maker_is_dead(new: Path, path: Path) -> bool:
-    marks = new.name.removesuffix(NEW).rpartition(".")[2].split("-")
-    if len(marks) != 4 or not marks[1].isdecimal():
-        return False
-    machine, pid, ticks, _ = marks
-    running = is_running(int(pid), ticks) if machine == _machine() else None
-    if running is not None:
-        return not running
-    try:
-        # Writing to a file leaves its folder's time as it is, so those of the files count, too.
-        age = _clock_beside(path) - max(part.stat().st_mtime for part in (new, *new.iterdir()))
-        held = locks(new / OWN) if (new / OWN).is_dir() else []
-    except FileNotFoundError:  # its maker has moved it into place, or removed it
-        return False
-    return age > STALE and not (held and live(held, _clock_beside(path)))
-
-
 def _clock_of(own: Path) -> float:
     """Return the current time by the file server's clock; if killed, leaves a file that the next run removes."""
     note = own / f"{uuid4().hex}.part"
@@ -264,17 +187,3 @@ def _clock_of(own: Path) -> float:
         return note.stat().st_mtime
     finally:
         remove_file(note)
-
-
-def _clock_beside(path: Path) -> float:
-    """Return the current time by the file server's clock; if killed, leaves a folder that `sweep` removes."""
-    note = temporary_place(path)
-    step("note", note.mkdir)
-    try:
-        return note.stat().st_mtime
-    finally:
-        remove_tree(note)
-
-
-def _machine() -> str:
-    return sha256(this_machine().encode()).hexdigest()[:12]

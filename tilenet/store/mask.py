@@ -15,11 +15,10 @@ from tilenet.errors import REPAIR, BlocksFailed, OutputIncomplete, counted, firs
 from tilenet.geometry import Box
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
-from tilenet.store.destination import is_ours
 from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.guarded_files import GuardedFiles, Replaced, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
-from tilenet.store.metadata import lacking_parts, placement, read_root
+from tilenet.store.metadata import is_ours, lacking_parts, placement, read_root
 from tilenet.store.tissue_map import TissueMap
 
 if TYPE_CHECKING:

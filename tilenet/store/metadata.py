@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tilenet.errors import OutputError, OutputNotFound
+from tilenet.errors import EnvironmentFault, OutputError, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.store import codec
 from tilenet.store.file_system import ACCESSED, faults_named
@@ -121,6 +121,15 @@ def read_root(path: Path) -> Root:
             raise
         except (*MISSING, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise not_ours(path) from error
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a folder is a store that tilenet wrote and that can be read, and not a link to one."""
+    try:
+        read_root(path)
+    except (OutputError, EnvironmentFault):
+        return False
+    return not path.is_symlink() and not (path / OWN).is_symlink()
 
 
 def lacking_parts(info: Mapping[str, Any]) -> list[str]:

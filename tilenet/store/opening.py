@@ -11,12 +11,13 @@ from tilenet.errors import ANEW, OutputError, closed_on_error
 from tilenet.store.blocks import Blocks
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage
-from tilenet.store.destination import check_free, left_behind, recover, sweep
+from tilenet.store.destination import check_free
 from tilenet.store.file_system import ACCESSED, faults_named, remove_parts
 from tilenet.store.guarded_files import stamp_of
 from tilenet.store.label_list import enlist, is_listed, withdraw
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
+from tilenet.store.leftovers import left_behind, recover, sweep
 from tilenet.store.metadata import OWN, read_root
 from tilenet.store.seal import SHARE, events, last_shares, log, tidy, write_root
 

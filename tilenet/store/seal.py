@@ -13,9 +13,9 @@ from typing import Any
 
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import find_damage, read_verified
-from tilenet.store.destination import REPLACED
 from tilenet.store.file_system import fsync_path, put_bytes, remove_parts, remove_tree, step, write_file
 from tilenet.store.journal import FOLDER, MERGED, Written
+from tilenet.store.leftovers import REPLACED
 from tilenet.store.metadata import OWN, root_document
 
 LOG, SHARE = "log.jsonl", "share"
