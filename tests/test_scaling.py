@@ -88,13 +88,15 @@ def test_a_flat_image_is_divided_by_1():
     assert of_percentiles([np.full((1, 9), 7, np.uint8)], {"low": 1, "high": 99}, name="") == Scaling((7.0,), (1.0,))
 
 
-def test_percentiles_of_each_channel_are_those_of_that_channel_alone():
-    parts = [np.random.default_rng(0).integers(0, 99, (2, n, 5), np.uint8) for n in (3, 4)]
-    rule = {"low": 10, "high": 90, "per_channel": True}
-    found = of_percentiles(parts, rule, name="scan.tif")
-    for c, alone in enumerate([of_percentiles([part[c : c + 1] for part in parts], rule, name="") for c in range(2)]):
-        assert (found.subtract[c], found.divide[c]) == (alone.subtract[0], alone.divide[0])
-    assert found.subtract[0] != found.subtract[1]
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_percentiles_are_of_each_channel_or_of_all_and_their_difference_divides(dtype):
+    parts = [np.random.default_rng(0).integers(0, 99, (2, n, 5), np.uint8).astype(dtype) for n in (3, 4)]
+    channels = np.concatenate([part.reshape(2, -1) for part in parts], axis=1)
+    for per_channel, rows in ((True, channels), (False, channels.reshape(1, -1))):
+        found = of_percentiles(parts, {"low": 10, "high": 90, "per_channel": per_channel}, name="scan.tif")
+        low, high = np.percentile(rows, [10, 90], axis=1)
+        assert (found.subtract, found.divide) == (tuple(low), tuple(high - low))
+        assert len({*found.subtract}) == len(rows)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 5), (8, 2), (2, 7, 3)])
