@@ -17,40 +17,21 @@ mask, guarded_files              a complete mask, and its files, of which none m
 label_list                       the labels that an OME-Zarr image lists
 """
 
-from tilenet.store.damage import Damage
-from tilenet.store.destination import (
-    can_resume,
-    check_free,
-    held_whole,
-    is_complete,
-    refuse_shares,
-    writers_of,
-)
-from tilenet.store.layout import Layout
-from tilenet.store.lease import Share
-from tilenet.store.mask import AnyMask, Mask, open_mask, refuse_unfinished
-from tilenet.store.metadata import is_ours
-from tilenet.store.pyramid import CoarserBlock, ShardMaker
-from tilenet.store.tissue_map import TissueMap
-from tilenet.store.writer import Store
-
-__all__ = [
-    "AnyMask",
-    "CoarserBlock",
-    "Damage",
-    "Layout",
-    "Mask",
-    "ShardMaker",
-    "Share",
-    "Store",
-    "TissueMap",
-    "can_resume",
-    "check_free",
-    "held_whole",
-    "is_complete",
-    "is_ours",
-    "open_mask",
-    "refuse_shares",
-    "refuse_unfinished",
-    "writers_of",
-]
+from tilenet.store.damage import Damage as Damage
+from tilenet.store.destination import can_resume as can_resume
+from tilenet.store.destination import check_free as check_free
+from tilenet.store.destination import held_whole as held_whole
+from tilenet.store.destination import is_complete as is_complete
+from tilenet.store.destination import refuse_shares as refuse_shares
+from tilenet.store.destination import writers_of as writers_of
+from tilenet.store.layout import Layout as Layout
+from tilenet.store.lease import Share as Share
+from tilenet.store.mask import AnyMask as AnyMask
+from tilenet.store.mask import Mask as Mask
+from tilenet.store.mask import open_mask as open_mask
+from tilenet.store.mask import refuse_unfinished as refuse_unfinished
+from tilenet.store.metadata import is_ours as is_ours
+from tilenet.store.pyramid import CoarserBlock as CoarserBlock
+from tilenet.store.pyramid import ShardMaker as ShardMaker
+from tilenet.store.tissue_map import TissueMap as TissueMap
+from tilenet.store.writer import Store as Store
