@@ -156,8 +156,6 @@ def print_nothing_more() -> None:
 
 def reader_has_gone() -> bool:
     """Return whether nobody reads stdout any more, such as after ``| head``."""
-    if not hasattr(select, "poll"):  # on Windows
-        return True
     stdout = select.poll()
     stdout.register(sys.stdout.fileno(), 0)
     return bool(stdout.poll(0))
