@@ -14,7 +14,7 @@ from stub import Bright, Bright3D, shades
 import tilenet
 from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch, SettingsError
 from tilenet.export import shapes
-from tilenet.export.areas import parse_area
+from tilenet.export.areas import parse_area, pixels_of_area
 from tilenet.export.table import COLUMNS, read_table, write_table
 from tilenet.export.totals_table import write_counts
 
@@ -127,6 +127,27 @@ def test_an_area_may_be_written_as_people_write_it(said):
 def test_what_is_no_area_is_refused(said):
     with pytest.raises(SettingsError, match="give pixels of the mask, such as 80px, or an area, such as 20um2"):
         parse_area(said)
+
+
+@pytest.mark.parametrize(
+    ("area", "volumes", "sizes", "pixels"),
+    [
+        ("20um2", False, (0.5, 0.25), 160),
+        ("20um2", False, (3.0, 0.5, 0.25), 160),  # of the planes of a stack
+        ("20um2", False, (1.0, None, 0.5, 0.25), 160),
+        ("20um3", True, (1.0, 2.0, 0.5, 0.25), 80),
+        ("20px", True, (None, None, None), 20),
+        (20, False, (None, None), 20),
+    ],
+)
+def test_an_area_is_as_many_pixels_as_fill_it_in_a_plane_and_a_volume_as_many_voxels(area, volumes, sizes, pixels):
+    assert pixels_of_area(area, "m.zarr", sizes, volumes=volumes) == pixels
+
+
+@pytest.mark.parametrize("unknown", [(0.5, None), (None, 0.5), (2.0, None, 0.5)])
+def test_an_area_of_pixels_of_unknown_size_is_refused(unknown):
+    with pytest.raises(SettingsError, match=r"m\.zarr: the size of its pixels is unknown\. Give the area in them"):
+        pixels_of_area("20um2", "m.zarr", unknown, volumes=False)
 
 
 def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, tilenet_command):
