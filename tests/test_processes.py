@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import tifffile
 from blobs import blobs
+from killing import dies_once
+from store_helpers import tree_hash
 from stub import Bright
 
 from tilenet import machine
@@ -46,14 +49,10 @@ def test_if_processes_are_killed_again_and_again_fewer_begin_and_at_last_all_is_
     assert [message.split(": ")[1].split(". ")[0] for message in caplog.messages] == said
 
 
-# Kills the process that is the first to make a file.
-DEADLY = "__import__('os').path.exists({0!r}) or open({0!r}, 'x') and __import__('signal').raise_signal(9)"
-
-
 @pytest.mark.parametrize("count", [2, 5])
 def test_if_a_process_is_killed_once_fewer_do_what_is_left(count, tmp_path, caplog):
-    items = [str(n) for n in range(9)] + [DEADLY.format(str(tmp_path / "file"))] + [str(n) for n in range(9)]
-    assert list(map_in_processes(eval, items, count, otherwise=fails)) == [*range(9), True, *range(9)]
+    deadly = partial(dies_once, tmp_path / "file", -9, abs)
+    assert list(map_in_processes(deadly, range(0, -19, -1), count, otherwise=fails)) == list(range(19))
     assert [f"{count // 2} of {count} begin again" in message for message in caplog.messages] == [True]
 
 
@@ -148,3 +147,16 @@ def test_several_processes_find_the_objects_that_one_finds(wanted, tmp_path, mon
     assert one[...].max() > 30 and np.array_equal(one[...], two[...])
     assert one.info == two.info
     assert bool(here) == (share < 10**9)
+
+
+def test_the_objects_are_the_same_if_a_process_is_killed(wanted, tmp_path, monkeypatch, caplog):
+    numbering.store_objects(tmp_path / "one.zarr", wanted)
+
+    def deadly(function, tasks, count, **how):
+        return map_in_processes(partial(dies_once, tmp_path / "file", tasks[1], function), tasks, count, **how)
+
+    monkeypatch.setattr(object_places, "map_in_processes", deadly)
+    with several_processes(2):
+        numbering.store_objects(tmp_path / "two.zarr", wanted)
+    assert "1 of 2 begin again" in caplog.text and (tmp_path / "file").exists()
+    assert tree_hash(tmp_path / "one.zarr") == tree_hash(tmp_path / "two.zarr")
