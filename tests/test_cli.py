@@ -84,6 +84,24 @@ def test_an_option_of_another_command_is_said_to_be_one(tmp_path, tilenet_comman
     assert (code, out, len(err.splitlines())) == (2, "", 1) and said in err and ("here" in err) == ("here" in said)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["export", "m.zarr", "--csv", "m.csv", "--positive", "dab>0.2", "--positive", "eosin>0.1"],
+        ["segment", "a.tif", "-m", "nuclei", "--model=other.pt", "--out", "m.zarr"],
+        ["plan", "a.tif", "--tissue", "--tissue", "auto"],
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused_as_only_one_of_its_values_would_count(tilenet_command, options):
+    code, out, err = tilenet_command(*options)
+    option = {"export": "--positive", "segment": "--model", "plan": "--tissue"}[options[0]]
+    assert (code, out, err) == (2, "", f"tilenet: error: {option} is given twice, and takes one value. Give it once\n")
+
+
+def test_a_switch_that_is_given_twice_means_the_same(tmp_path, tilenet_command):
+    assert "does not exist" in tilenet_command("plan", str(tmp_path / "no.tif"), "--objects", "--objects")[2]
+
+
 def test_json_goes_to_stdout_and_nothing_else(work, tilenet_command):
     slide, out, model = work / "slide.tif", work / "m.zarr", work / "small.safetensors"
     code, text, err = tilenet_command("segment", slide, "-o", out, "-m", model, "--json")

@@ -42,6 +42,19 @@ class Commands(click.Group):
         """Return their names; click would sort them."""
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command; refuse an option with a value that is given twice, of which click takes the last."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            here = click.Context(command, parent=ctx, info_name=name)
+            given = command.make_parser(here).parse_args([*rest])[2]
+            for option in given:
+                if isinstance(option, click.Option) and not option.is_flag and given.count(option) > 1:
+                    raise click.UsageError(f"{option.opts[0]} is given twice, and takes one value. Give it once", here)
+        return name, command, rest
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(tilenet.__version__, message="tilenet %(version)s")
