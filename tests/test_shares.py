@@ -26,8 +26,8 @@ from stub import BAD, Bright
 import tilenet
 from tilenet.describe import describe
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputIncomplete, OutputLocked, SettingsError
-from tilenet.runs.shares import blocks_of_share, check_combination, finish_shares, written_of
-from tilenet.store import Store, can_resume, leftovers, open_mask
+from tilenet.runs.shares import blocks_of_share, check_combination, finish_shares, how_to_go_on, written_of
+from tilenet.store import Layout, Store, can_resume, leftovers, open_mask
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +246,17 @@ def test_finish_of_a_store_without_shares_says_resume(small, small_whole, tmp_pa
     Store.create(tmp_path / "plain.zarr", layout, {}).close()
     with pytest.raises(OutputIncomplete, match=r"8 of 8 blocks are not written. Run the same command again"):
         finish_shares(tmp_path / "plain.zarr")
+    assert how_to_go_on(tmp_path / "plain.zarr") == "Run the same command with --resume"
+
+
+@pytest.mark.parametrize(("count", "more"), [(20, ""), (25, ", and 5 more")])
+def test_of_many_shares_that_lack_blocks_twenty_are_named(tmp_path, count, more):
+    out = tmp_path / "m.zarr"
+    Store.create(out, Layout("yx", (100, 100), (10, 10), (None, None), ""), {}, share=(1, count)).close()
+    named = "the shares " + ", ".join(f"{i}/{count}" for i in range(1, 21)) + more
+    assert how_to_go_on(out) == f"Run {named}, unless they are at work"
+    with pytest.raises(OutputIncomplete, match=f"100 of 100 blocks are not written, of {named}. Run those again$"):
+        finish_shares(out)
 
 
 def test_another_setting_for_another_share_is_refused(small, tmp_path, tilenet_command):
