@@ -98,6 +98,15 @@ def test_an_option_that_is_given_twice_is_refused_as_only_one_of_its_values_woul
     assert (code, out, err) == (2, "", f"tilenet: error: {option} is given twice, and takes one value. Give it once\n")
 
 
+def test_several_images_where_one_is_taken_are_refused_with_the_command_that_takes_them(tilenet_command):
+    code, out, err = tilenet_command("segment", "a.tif", "b.tif", "--out", "m.zarr")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "(b.tif). Give one at a time; tilenet batch takes several images" in err
+    code, out, err = tilenet_command("segment", "*.tif", "--out", "m.zarr")
+    assert (code, out) == (2, "")
+    assert "*.tif: does not exist. Patterns are for tilenet batch and tilenet plan, in quotes" in err
+
+
 def test_a_switch_that_is_given_twice_means_the_same(tmp_path, tilenet_command):
     assert "does not exist" in tilenet_command("plan", str(tmp_path / "no.tif"), "--objects", "--objects")[2]
 

@@ -117,6 +117,8 @@ def _head(path: str | Path) -> bytes:
         inside = (
             f". In WSL it is /mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/") if drive else ". Check the path"
         )
+        if "*" in str(path):
+            inside = ". Patterns are for tilenet batch and tilenet plan, in quotes, and not in a list"
         raise ImageNotFound(f"{path}: does not exist{inside}")
     if not Path(path).is_file():
         raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
