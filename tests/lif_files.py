@@ -125,7 +125,8 @@ def _part(content):
 
 
 def _counted(text):
-    return struct.pack("<I", len(text)) + text.encode("utf-16-le")
+    data = text.encode("utf-16-le")
+    return struct.pack("<I", len(data) // 2) + data
 
 
 def _texts(said):

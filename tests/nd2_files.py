@@ -94,7 +94,7 @@ class Nd2:
             "uiTileHeight": pixels.shape[-4],
             "eCompression": 0 if zipped else 2,
         } | attributes
-        probe = {"pFluorescentProbe": {"m_sName": "dye"}}  # nd2 fails without
+        probe = {"pFluorescentProbe": {"m_sName": "dye"}}  # without, nd2's `metadata` fails
         planes = {f"a{k}": {"uiCompCount": n_samples, "sDescription": name, **probe} for k, name in enumerate(names)}
         self.metadata = {
             "bCalibrated": um is not None,

@@ -129,6 +129,28 @@ def test_entities_that_grow_without_end_are_refused(tmp_path, refused):
     refused(path)
 
 
+@pytest.mark.parametrize(("grown", "says"), [
+    ("<a/>" * 1_200_000, "its XML has 1200003 tags and attributes, over 1200000. If the file is"),
+    ("\N{GRINNING FACE}" * 13_000_000, "its XML takes 52000"),
+])  # fmt: skip
+def test_xml_that_takes_far_more_memory_than_its_text_is_refused(tmp_path, refused, grown, says):
+    (tmp_path / "a.lif").write_bytes(header(f'<LMSDataContainerHeader Version="2">{grown}</LMSDataContainerHeader>'))
+    refused(tmp_path / "a.lif", says=says)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_entities_are_refused_however_little_they_grow(tmp_path, refused, declared):
+    path, xml = write_lif(tmp_path / "a.lif", Series(PIXELS, "zcyx")), '<!DOCTYPE a [<!ENTITY e "bbbb">]>'
+    content = path.read_bytes()
+    (n_characters,) = struct.unpack_from("<I", content, 9)
+    read, behind = content[13 : 13 + 2 * n_characters].decode("utf-16-le"), content[13 + 2 * n_characters :]
+    path.write_bytes(header(xml * declared + read) + behind)
+    if declared:
+        refused(path, says="its XML defines a type of its own")
+    else:
+        open_image(path).close()
+
+
 def test_elements_in_elements_without_end_are_refused(tmp_path, refused):
     path, n = tmp_path / "a.lif", 100_000
     nested = "<Element><Children>" * n + "</Children></Element>" * n

@@ -25,12 +25,14 @@ ON_OPENING = {
     "large compressed frames": (lambda f: f.attributes.update(uiHeight=2**24, eCompression=0), "decodes to"),
     "frames by the billion": (lambda f: forget_loops(f, uiSequenceCount=2**31), "pixels along t"),
     "no channels": (lambda f: f.attributes.update(uiComp=0), "has frames of (20, 31, 0, 1)"),
-    "other channels": (lambda f: f.metadata["sPicturePlanes"].update(uiCount=5), "cannot be read as an ND2"),
+    "other channels": (lambda f: f.metadata["sPicturePlanes"].update(uiCount=5), "it has 5 channels, and names 2"),
+    "no word on channels": (lambda f: f.metadata.pop("sPicturePlanes"), "it has None channels, and names 0"),
+    "a long text": (lambda f: f.metadata.update(wsObjectiveName="x" * 2**24), "LV|0! has more than"),
     "two loops over time": (lambda f: setattr(f, "experiment", twice("t", "n")), "has two loops along t"),
     "a loop of another kind": (lambda f: setattr(f, "experiment", twice("u", "z")), "kind CustomLoop"),
     "no attributes": (lambda f: f.attributes.clear(), "KeyError"),
     "all frames gone": (lambda f: f.frames.clear(), "6 of its 6 frames are missing"),
-    "attributes elsewhere": (lambda f: f.moved.update({"ImageAttributesLV!": 2**50}), "cannot be read as an ND2"),
+    "attributes elsewhere": (lambda f: f.moved.update({"ImageAttributesLV!": 2**50}), "is cut off at byte"),
 }  # fmt: skip
 
 
@@ -63,6 +65,36 @@ ON_READING = {
     "a compressed frame without data": (True, lambda data: b"", "frame 3 does not unpack to"),
     "a frame that is cut": (False, lambda data: data[:-9], "frame 3 has 2479 bytes, too few"),
 }
+
+
+def test_metadata_that_unpack_to_gigabytes_are_refused(tmp_path, refused, monkeypatch):
+    _, what = stack()
+    parts = what.parts() | {"ImageMetadataSeqLV|0!": b"L" + bytes(11) + bomb()}
+    monkeypatch.setattr(what, "parts", lambda: parts)
+    refused(what.write(tmp_path / "a.nd2"), says="its ImageMetadataSeqLV|0! has more than 16777216 bytes")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_metadata_that_are_packed_within_are_refused(tmp_path, refused, monkeypatch, packed):
+    _, what = stack()
+    what.metadata["inner"] = "?" * 40
+    inner = b"L" + bytes(11) + zlib.compress(bytes(1000))
+    parts, name = what.parts(), "ImageMetadataSeqLV|0!"
+    whole = parts[name].replace(("?" * 40).encode("utf-16-le"), inner.ljust(80, b"\0"))
+    parts[name] = b"L" + bytes(11) + zlib.compress(whole) if packed else whole
+    monkeypatch.setattr(what, "parts", lambda: parts)
+    refused(what.write(tmp_path / "a.nd2"), says="its ImageMetadataSeqLV|0! is packed within, too")
+
+
+@pytest.mark.parametrize(("grown", "says"), [
+    ("<a/>" * 1_200_001, "its ImageMetadataSeq|0! has 1200001 tags and attributes"),
+    ('<!DOCTYPE a [<!ENTITY e "b">]>', "its ImageMetadataSeq|0! defines a type of its own"),
+])  # fmt: skip
+def test_xml_of_version_2_that_may_grow_is_refused(tmp_path, refused, monkeypatch, grown, says):
+    _, what = stack(version=2)
+    parts = what.parts() | {"ImageMetadataSeq|0!": grown.encode()}
+    monkeypatch.setattr(what, "parts", lambda: parts)
+    refused(what.write(tmp_path / "a.nd2"), says=says)
 
 
 def bomb():

@@ -94,6 +94,29 @@ def test_a_pixel_size_that_is_not_known_is_not_1(tmp_path):
         assert image.pixel_size == (2.0, None, 0.25)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_channels_without_a_probe_such_as_brightfield_keep_names_and_sizes(tmp_path, version):
+    pixels = frames_of((3, 20, 31, 2, 1))
+    what = Nd2(pixels, [loop("z", 3)], names=["Brightfield", "DAPI"], version=version)
+    del what.metadata["sPicturePlanes"]["sPlaneNew"]["a0"]["pFluorescentProbe"]
+    path = what.write(tmp_path / "a.nd2")
+    with nd2.ND2File(path) as file, pytest.raises(UnboundLocalError):
+        assert file.metadata
+    with open_image(path) as image:
+        assert (image.channel_names, image.pixel_size) == (("Brightfield", "DAPI"), (2.0, 0.25, 0.25))
+        np.testing.assert_array_equal(whole(image), np.moveaxis(pixels[..., 0], -1, 0))
+
+
+def test_metadata_may_be_packed(tmp_path, monkeypatch):
+    pixels, what = stack()
+    name, parts = "ImageMetadataSeqLV|0!", what.parts()
+    parts[name] = b"L" + bytes(11) + zlib.compress(parts[name])
+    monkeypatch.setattr(what, "parts", lambda: parts)
+    with open_image(what.write(tmp_path / "a.nd2")) as image:
+        assert image.channel_names == ("DAPI", "GFP")
+        np.testing.assert_array_equal(whole(image), np.moveaxis(pixels[..., 0], -1, 0))
+
+
 @pytest.mark.parametrize("loops", [[], [loop("t", 1)]])
 def test_frames_that_no_loop_counts_need_axes(tmp_path, loops):
     pixels = frames_of((5, 20, 31, 1, 1))
@@ -162,9 +185,9 @@ def test_the_only_position_needs_no_number_and_many_are_not_all_listed(tmp_path)
 
 def test_only_what_is_asked_for_is_read_of_frames_that_are_not_compressed(tmp_path, monkeypatch):
     pixels, what = stack()
-    read, before = [], os.pread
+    read, before = [], os.preadv
     with open_image(what.write(tmp_path / "a.nd2")) as image:
-        monkeypatch.setattr(os, "pread", lambda file, n, at: read.append(n) or before(file, n, at))
+        monkeypatch.setattr(os, "preadv", lambda file, to, at: read.append(len(to[0])) or before(file, to, at))
         np.testing.assert_array_equal(
             image.read(Box((1, 2, 5, 7), (2, 3, 9, 11)))[1, 0, 0], pixels[1, 2, 5:9, 7:11, 1, 0]
         )

@@ -3,7 +3,7 @@
 image, mirroring               the interface of all images; what lies beyond their borders
 formats, guards, decoded_size  which reader opens what; errors and limits, as no file is trusted
 axes, stored, cache            how dimensions of a file become axes; images read piece by piece, each decoded once
-coordinates                    where pixels lie, and units of length
+coordinates, open_file         where pixels lie, and units of length; a file that threads read at once
 views, calibrated, resampled   an image with other channels, another pixel size, other pixels
 array, picture, planes         arrays of Python; PNG, JPEG and BMP; folders of pictures
 slide, dicom, czi, nd2, lif    formats that a library reads

@@ -20,6 +20,8 @@ Missing = Literal["error", "fill"]
 # Most bytes that are ever decoded in one piece: a larger tile is damaged or malicious.
 LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1
+# Most tags and attributes of XML, which take more memory than their text.
+MOST_MARKS = 1_200_000
 DAMAGED = "The file is damaged, or of a kind that cannot be read; get it again"
 # Errors of the machine, which are likely to prevent all further reads, too.
 OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
@@ -116,6 +118,15 @@ def check_piece(n_bytes: int, what: str) -> None:
             f"{what} decodes to {n_bytes / 2**30:.1f} GiB, more than {LARGEST_PIECE / 2**30:.0f} GiB. "
             f"Convert the image to smaller tiles"
         )
+
+
+def check_xml(xml: str, what: str, remedy: str) -> None:
+    """Refuse XML that takes far more memory than its text: of very many elements, or with entities, which may grow."""
+    n_marks = xml.count("<") + xml.count("=")
+    if n_marks > MOST_MARKS:
+        raise ImageError(f"{what} has {n_marks} tags and attributes, over {MOST_MARKS}. {remedy}")
+    if "<!DOCTYPE" in xml:
+        raise ImageError(f"{what} defines a type of its own, which is not read. {remedy}")
 
 
 def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles") -> None:

@@ -7,8 +7,8 @@ threads at once.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,46 +20,21 @@ from tilenet.errors import ImageError, closed_on_error
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.guards import DAMAGED, LARGEST_PIECE, as_image_errors, needing, pixel_dtype, quietly
+from tilenet.readers.guards import DAMAGED, LARGEST_PIECE, as_image_errors, check_xml, needing, pixel_dtype, quietly
 from tilenet.readers.image import Pixels
 from tilenet.readers.lif_layout import images_of, layout_of
+from tilenet.readers.open_file import OpenFile
 from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 # What a file begins with; the last number is that of the characters of its XML, of two bytes each.
 HEADER = struct.Struct("<IIBI")
-LARGEST_XML = 2**27
+# Most bytes of this in the file, and in memory, where letters that are not Latin make it longer.
+LARGEST_XML, LARGEST_TEXT = 2**26, 3 * 2**24
+FEWER_IMAGES = "If the file is not damaged, save fewer images in it, in LAS X"
 # How many images an error lists.
 LISTED = 8
 # Pixels are read with what lies between them if that is not more than they are.
 SPARSE = 2
-
-
-class OpenFile:
-    """A file that stays open until `close`, read by any number of threads at once."""
-
-    def __init__(self, path: Path, *, name: str) -> None:
-        self._name, self._file = name, os.open(path, os.O_RDONLY)
-        self.n_bytes = os.fstat(self._file).st_size
-
-    def read(self, at: int, n: int) -> memoryview:
-        """Return n bytes from a place on."""
-        if self._file < 0:
-            raise ImageError(f"{self._name}: is closed. Open it again")
-        data, done = np.empty(n, np.uint8).data, 0
-        while done < n:
-            read = os.preadv(self._file, [data[done:]], at + done)
-            if not read:
-                raise ImageError(f"{self._name}: is cut off at byte {at + done}. Get it again")
-            done += read
-        return data
-
-    def close(self) -> None:
-        """Close the file."""
-        file, self._file = getattr(self, "_file", -1), -1
-        if file >= 0:
-            os.close(file)
-
-    __del__ = close
 
 
 class LifImage(ChunkedImage):
@@ -74,8 +49,7 @@ class LifImage(ChunkedImage):
         with as_image_errors(f"{path}: cannot be read as a LIF", DAMAGED):
             self._file = OpenFile(file, name=path)
             with closed_on_error(self), file.open("rb") as opened:
-                self._check_header(opened.read(HEADER.size))
-                opened.seek(0)
+                self._check_xml()
                 # From an open file, as with a path liffile would also open the files that the XML names.
                 with quietly("liffile"):
                     lif = liffile.LifFile(opened)
@@ -83,12 +57,15 @@ class LifImage(ChunkedImage):
                     raise ImageError(f"{path}: is a part of a project ({lif.type.value}). Save that as LIF, in LAS X")
                 self._read_metadata(lif, Path(path).relative_to(file).as_posix(), axes)
 
-    def _check_header(self, header: bytes) -> None:
-        *_, n_characters = HEADER.unpack(header)
-        if (n_bytes := 2 * n_characters) > LARGEST_XML:
-            raise ImageError(f"{self.name}: says that its XML has {n_bytes} bytes, over {LARGEST_XML}. {DAMAGED}")
-        if HEADER.size + n_bytes > self._file.n_bytes:
-            raise ImageError(f"{self.name}: is cut off at byte {self._file.n_bytes}, within its XML. Get it again")
+    def _check_xml(self) -> None:
+        *_, n_characters = HEADER.unpack(self._file.read(0, HEADER.size))
+        what, n_bytes = f"{self.name}: its XML", 2 * n_characters
+        if n_bytes > LARGEST_XML:
+            raise ImageError(f"{what} has {n_bytes} bytes, over {LARGEST_XML}. {FEWER_IMAGES}")
+        xml = str(self._file.read(HEADER.size, n_bytes), "utf-16-le")
+        if (n_bytes := sys.getsizeof(xml)) > LARGEST_TEXT:
+            raise ImageError(f"{what} takes {n_bytes} bytes, over {LARGEST_TEXT}. {FEWER_IMAGES}")
+        check_xml(xml, what, FEWER_IMAGES)
 
     def _read_metadata(self, lif: Any, inside: str, axes: str | None) -> None:
         image = self._chosen(lif.xml_element, _plain(inside))

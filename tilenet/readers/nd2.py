@@ -6,7 +6,7 @@ The library nd2 says what was recorded, and where in the file it lies.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ from tilenet.readers.guards import (
 )
 from tilenet.readers.image import RGB, Pixels
 from tilenet.readers.nd2_frames import Frames, Layout
+from tilenet.readers.nd2_parts import parsed_parts
+from tilenet.readers.open_file import OpenFile
 from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
 # Axes by the kinds of loops; ``p`` is that of positions.
 LOOPS = {"TimeLoop": "t", "NETimeLoop": "t", "ZStackLoop": "z", "XYPosLoop": "p"}
-# Parts that tell recordings apart, as versions 2 and 3 of the format call them.
-ABOUT = (b"ImageAttributes!", b"ImageMetadataSeq|0!", b"ImageAttributesLV!", b"ImageMetadataSeqLV|0!")
+# What `ePictureXAxis` and `ePictureYAxis` say of an axis along which not places differ, but times.
+TIMES = 2
 # How many positions an error lists.
 LISTED = 8
 
@@ -51,12 +53,15 @@ class Nd2Image(ChunkedImage):
             import nd2
         file = file_of(path)
         self.name, self._cache = path, PieceCache()
-        with as_image_errors(f"{path}: cannot be read as an ND2", DAMAGED), quietly("nd2"), nd2.ND2File(file) as about:
-            parts, layout = _parts(about, nd2.__version__, path), _layout(about.attributes, path)
-            self._frames = Frames(file, parts, layout, name=path)
-            with closed_on_error(self):
+        with as_image_errors(f"{path}: cannot be read as an ND2", DAMAGED), quietly("nd2"):
+            self._file = OpenFile(file, name=path)
+            with closed_on_error(self), nd2.ND2File(file) as about:
+                parts = _parts(about, nd2.__version__, path)
+                parsed = parsed_parts(self._file, parts, about.version, name=path)
+                self._sha256 = hashlib.sha256(repr((sorted(parts.items()), parsed)).encode()).hexdigest()
+                layout = _layout(about.attributes, path)
+                self._frames = Frames(self._file, parts, layout, name=path)
                 self._read_metadata(about, file, layout, axes)
-                self._sha256 = self._fingerprint(parts)
                 check_missing(self.n_missing, missing, name=path, pieces=f"{prod(self._maps[0].shape[:2])} frames")
 
     def _read_metadata(self, about: Any, file: Path, layout: Layout, axes: str | None) -> None:
@@ -73,20 +78,14 @@ class Nd2Image(ChunkedImage):
             raise ImageError(f"{self.name}: has {shape} pixels along t, z, channels, y, x and colours. {DAMAGED}")
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip((first, *"zcyxs"), shape, strict=True)]
         maps = [axis_map_of(letters, shape, axes=axes, name=self.name)]
-        self._describe(maps, sizes_of_levels(maps, _sizes(about.metadata)), _channel_names(about.metadata, layout))
+        said = _said(about)
+        names = _channel_names(said.get("sPicturePlanes", {}), layout, self.name)
+        self._describe(maps, sizes_of_levels(maps, _sizes(said, about.experiment)), names)
         held = [k for k in self._frames.starts if k < n_frames]
         mine = sum(p_step == 0 or k // p_step % n_positions == self._position for k in held)
         self.n_missing = n_times * n_planes - mine
         if beyond := len(self._frames.starts) - len(held):
             self.reader = f"{Nd2Image.reader}, without {beyond} frames that its loops do not count"
-
-    def _fingerprint(self, parts: dict[bytes, tuple[int, int]]) -> str:
-        """Return a hash of where the parts of the file lie, and of those that tell recordings apart."""
-        digest = hashlib.sha256(repr(sorted(parts.items())).encode())
-        for name in ABOUT:
-            if name in parts:
-                digest.update(self._frames.read(*self._frames.part(name, parts[name][0])))
-        return digest.hexdigest()
 
     def _sides(self, joined: str) -> tuple[int, ...]:
         return (1, 1, *self._maps[0].shape[2:])
@@ -104,14 +103,14 @@ class Nd2Image(ChunkedImage):
         """Return the file's size, the position, a hash of metadata and of places, and how many frames it lacks."""
         return {
             "kind": "nd2",
-            "bytes": self._frames.file_bytes,
+            "bytes": self._file.n_bytes,
             "position": self._position,
             "metadata_sha256": self._sha256,
             "missing": self.n_missing,
         }
 
     def close(self) -> None:
-        self._frames.close()
+        self._file.close()
 
 
 def _parts(about: Any, version: str, name: str) -> dict[bytes, tuple[int, int]]:
@@ -189,17 +188,26 @@ def _position(name: str, file: Path, count: int, experiment: Sequence[Any]) -> i
     raise ImageError(f"{name}: {what}: {listed}{more}. Give one by its number: {file}/0")
 
 
-def _sizes(metadata: Any) -> dict[str, float | None]:
-    """Return micrometres per pixel along x, y and z, as far as they are known: nd2 gives 1 where they are not."""
-    if not metadata.channels:
-        return {}
-    volume = metadata.channels[0].volume
-    known = zip("xyz", volume.axesCalibrated, volume.axesInterpretation, volume.axesCalibration, strict=True)
-    return {a: positive_or_none(size) for a, is_known, kind, size in known if is_known and kind == "distance"}
+def _said(about: Any) -> Mapping[str, Any]:
+    """Return what the file says of channels and pixel sizes: nd2's `metadata` fails if a channel has no probe."""
+    part = f"ImageMetadataSeq{'LV' if about.version >= (3, 0) else ''}|0"
+    said: Mapping[str, Any] = about.unstructured_metadata(strip_prefix=False, include={part})[part]
+    return said.get("SLxPictureMetadata", said)  # type: ignore[no-any-return]
 
 
-def _channel_names(metadata: Any, layout: Layout) -> list[str]:
-    names = [str(channel.channel.name) for channel in metadata.channels or []]
+def _sizes(said: Mapping[str, Any], experiment: Sequence[Any]) -> dict[str, float | None]:
+    """Return micrometres per pixel along x, y and z; None where unknown."""
+    side = said.get("dCalibration") if said.get("bCalibrated") else None
+    x, y = (None if said.get(f"ePicture{a}Axis") == TIMES else positive_or_none(side) for a in "XY")
+    step = next((loop.parameters.stepUm for loop in experiment if loop.type == "ZStackLoop"), None)
+    return {"x": x, "y": y, "z": positive_or_none(abs(step or 0))}
+
+
+def _channel_names(said: Mapping[str, Any], layout: Layout, name: str) -> list[str]:
+    planes = said.get("sPlaneNew") or said.get("sPlane") or {}
+    if len(planes) != said.get("uiCount"):
+        raise ImageError(f"{name}: says that it has {said.get('uiCount')} channels, and names {len(planes)}. {DAMAGED}")
+    names = [str(plane.get("sDescription", "")) for plane in planes.values()]
     if layout.shape[3] == 1:
         return names
     return list(RGB) if len(names) == 1 else [f"{name} {colour}" for name in names for colour in RGB]

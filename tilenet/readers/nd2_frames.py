@@ -6,13 +6,10 @@ to any size. So frames are read here, from the places that nd2 finds.
 
 from __future__ import annotations
 
-import os
-import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +17,9 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.readers.guards import DAMAGED
 from tilenet.readers.image import Pixels
+from tilenet.readers.nd2_parts import PART, place_of
+from tilenet.readers.open_file import OpenFile
 
-# What each part of the file begins with: a mark, the bytes of its name, which follows, and those of its data.
-PART, MARK = struct.Struct("<4sIQ"), b"\xda\xce\xbe\x0a"
 FRAME, END = b"ImageDataSeq|", b"!"
 # Bytes of a frame in front of its pixels, which tell when it was recorded.
 TIME_BYTES = 8
@@ -58,47 +55,37 @@ class Layout:
 
 
 class Frames:
-    """The frames of an open ND2 file; several threads may read at once."""
+    """The frames of an ND2 file; several threads may read at once."""
 
-    def __init__(self, path: Path, parts: Mapping[bytes, tuple[int, int]], layout: Layout, *, name: str) -> None:
-        self._name, self._layout = name, layout
-        self._file = os.open(path, os.O_RDONLY)
-        self.file_bytes = os.fstat(self._file).st_size
+    def __init__(self, file: OpenFile, parts: Mapping[bytes, tuple[int, int]], layout: Layout, *, name: str) -> None:
+        self._name, self._layout, self._file = name, layout, file
         # Where the frames begin that lie in the file, by their numbers.
         self.starts: dict[int, int] = {}
         least = 0 if layout.is_compressed else layout.n_bytes
         for part, (start, n_bytes) in parts.items():
             number = part.removeprefix(FRAME).removesuffix(END)
             is_frame = number.isdigit() and part == frame_name(int(number))
-            if is_frame and start + PART.size + max(n_bytes, least) <= self.file_bytes:
+            if is_frame and start + PART.size + max(n_bytes, least) <= file.n_bytes:
                 self.starts[int(number)] = start
-
-    def close(self) -> None:
-        """Close the file."""
-        file, self._file = getattr(self, "_file", -1), -1
-        if file >= 0:
-            os.close(file)
-
-    __del__ = close
 
     def rows(self, number: int, rows: slice, columns: slice) -> Pixels:
         """Return an area (y, x, channels, samples) of a frame that is not compressed; nothing else is read."""
         layout, width = self._layout, columns.stop - columns.start
-        start, n_bytes = self.part(frame_name(number), self.starts[number])
+        start, n_bytes = self._place(number)
         if n_bytes < TIME_BYTES + layout.n_bytes:
             raise ImageError(f"{self._name}: frame {number} has {n_bytes} bytes, too few for its pixels. {DAMAGED}")
         start += TIME_BYTES + columns.start * layout.pixel_bytes
         pixels = np.empty((rows.stop - rows.start, width, *layout.shape[2:]), layout.dtype)
         for row, y in zip(pixels, range(rows.start, rows.stop), strict=True):
-            data = self.read(start + y * layout.row_bytes, width * layout.pixel_bytes)
+            data = self._file.read(start + y * layout.row_bytes, width * layout.pixel_bytes)
             row[...] = np.frombuffer(data, layout.dtype).reshape(row.shape)
         return pixels
 
     def unpacked(self, number: int) -> Pixels:
         """Return a compressed frame (y, x, channels, samples)."""
         layout, unpacker = self._layout, zlib.decompressobj()
-        start, n_bytes = self.part(frame_name(number), self.starts[number])
-        packed = self.read(start + TIME_BYTES, min(max(0, n_bytes - TIME_BYTES), 2 * layout.padded_bytes + SLACK))
+        start, n_bytes = self._place(number)
+        packed = self._file.read(start + TIME_BYTES, min(max(0, n_bytes - TIME_BYTES), 2 * layout.padded_bytes + SLACK))
         # One byte more than fits, so that a longer frame is noticed; to the end, so that its checksum is compared.
         data = unpacker.decompress(packed, layout.padded_bytes + 1)
         if not layout.n_bytes <= len(data) <= layout.padded_bytes or not unpacker.eof:
@@ -110,28 +97,8 @@ class Frames:
         strides = (layout.row_bytes, layout.pixel_bytes, layout.shape[3] * step, step)
         return np.ndarray(layout.shape, layout.dtype, data, strides=strides)
 
-    def part(self, name: bytes, start: int) -> tuple[int, int]:
-        """Return where the data of a part begin, and how long they are; refuse another part in its place."""
-        head = self.read(start, PART.size + len(name))
-        mark, name_bytes, n_bytes = PART.unpack_from(head)
-        if mark != MARK or head[PART.size :] != name:
-            raise ImageError(
-                f"{self._name}: {name.decode(errors='replace')} is not at byte {start}, where it should be. {DAMAGED}"
-            )
-        start += PART.size + name_bytes
-        self._check_end(start + n_bytes)
-        return start, n_bytes
-
-    def read(self, start: int, n_bytes: int) -> bytes:
-        """Return bytes of the file."""
-        if self._file < 0:
-            raise ImageError(f"{self._name}: is closed. Open it again")
-        self._check_end(start + n_bytes)
-        return os.pread(self._file, n_bytes, start)
-
-    def _check_end(self, end: int) -> None:
-        if end > self.file_bytes:
-            raise ImageError(f"{self._name}: is cut off at byte {self.file_bytes}, of {end}. Get it again")
+    def _place(self, number: int) -> tuple[int, int]:
+        return place_of(self._file, frame_name(number), self.starts[number], name=self._name)
 
 
 def frame_name(number: int) -> bytes:
