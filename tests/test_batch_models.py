@@ -15,6 +15,7 @@ from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.models import named
 from tilenet.predict import predictors
+from tilenet.runs import object_places
 from tilenet.runs.outputs import open_store
 from tilenet.workers import worker
 from tilenet.workers.distributed import task_of
@@ -70,6 +71,23 @@ def test_a_model_is_read_and_checked_once_for_all_images(images, model, tmp_path
     for image in images:
         mask = assert_alone(tmp_path / "masks", image, model, objects=objects, **TILES)
         assert 0 < np.count_nonzero(mask) < mask.size
+
+
+def test_the_fast_path_is_not_kept_while_objects_are_found_that_may_fill_the_memory(
+    images, model, tmp_path, done, monkeypatch
+):
+    kept, found_in = [], object_places.PlacesTask.places
+    monkeypatch.setattr(object_places, "may_fill", lambda memory, pixels: pixels > 70 * 90)
+    monkeypatch.setattr(
+        object_places.PlacesTask, "places", lambda task: kept.append(len(predictors._checked)) or found_in(task)
+    )
+    gc.collect()
+    before = len(predictors._checked)
+    tilenet.batch(images[:3], tmp_path / "masks", model=model, objects=True, **TILES)
+    assert done == ["read", "checked", "checked"]  # of three images, the second and the third are larger
+    assert kept[0] == before + 1 and max(kept[1:]) <= before
+    for image in images[:3]:
+        assert_alone(tmp_path / "masks", image, model, objects=True, **TILES)
 
 
 def test_complete_masks_are_compared_with_one_model_that_is_read_once(images, model, tmp_path, done):

@@ -48,7 +48,7 @@ NOT_FAST = "engine fast: not for this network, or not on this machine. Start aga
 LOG = logging.getLogger("tilenet")
 # The fast path of each network that was checked, and what it was checked for. It is kept as long as its network: to
 # make and check it takes longer than a small image, and seconds on a GPU, where kernels are compiled.
-_checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, tuple[tuple[object, torch.device, torch.dtype], FastPath]] = WeakKeyDictionary()
 
 
 class TorchPredictor:
@@ -202,6 +202,13 @@ def free_device(network: object) -> None:
         if isinstance(network, nn.Module):
             _checked.pop(network, None)
         torch.cuda.empty_cache()
+
+
+def free_host() -> None:
+    """Free what fast paths take of the memory of this machine; a network that is used again gets another."""
+    for network, ((_, device, _), _) in list(_checked.items()):
+        if device.type == "cpu":
+            _checked.pop(network, None)
 
 
 def _fast_path(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath | None:

@@ -94,7 +94,8 @@ def find_places(
 
     Return how many objects are nowhere deep enough; None unless all blocks of the store were pending.
     """
-    from tilenet import machine  # it imports PyTorch, which processes do not need
+    from tilenet import machine  # these import PyTorch, which processes do not need
+    from tilenet.predict import predictors
 
     pending, recents = list(store.pending(among=among)), dict[tuple[int, ...], Recent]()
     box, dtype = partial(store.layout.box, 0), store.layout.mask_dtype
@@ -102,7 +103,9 @@ def find_places(
     total = sum(box(index).size for index in (range(store.layout.n_blocks(0)) if among is None else among))
     done = total - sum(task.box.size for task in tasks)
     left_out = 0
-    machine.give_back_freed_memory()  # of the network, which is gone only now
+    if may_fill(memory, total):
+        predictors.free_host()  # a caller, or a batch, still has the network
+    machine.give_back_freed_memory()  # of the network, which is otherwise gone only now
     with closing(_found(tasks, memory, client)) as found:
         for index, (places, more) in zip(pending, found, strict=True):
             store.write(index, {"mask": places})
@@ -132,6 +135,15 @@ def _found(tasks: Sequence[PlacesTask], memory: int, client: Client | None) -> G
 def n_processes(pixels: int, blocks: int, memory: int) -> int:
     """Return in how many processes the objects of some blocks are found."""
     return 1 if pixels < WORTH else max(1, min(most_processes(), blocks, left_for(memory) // EACH))
+
+
+def may_fill(memory: int, pixels: int) -> bool:
+    """Return whether so many pixels, if connected, may take so much that nothing else is to be kept for later.
+
+    >>> may_fill(4_000_000_000, 2048**2), may_fill(4_000_000_000, 4096**2)
+    (False, True)
+    """
+    return pixels * BYTES_PER_PIXEL > left_for(memory) // 2
 
 
 def _share(memory: int, count: int) -> int:
