@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +178,8 @@ def refusal(halfway, tilenet_command, monkeypatch):
     """Return what goes on with this run, is refused, and returns what it says."""
 
     def refused(image, *options):
-        code, _, said = tilenet_command("segment", image, "-o", halfway, "--resume", *STUB, *options)
+        settings = dict(zip(STUB[::2], STUB[1::2], strict=True)) | dict(zip(options[::2], options[1::2], strict=True))
+        code, _, said = tilenet_command("segment", image, "-o", halfway, "--resume", *chain(*settings.items()))
         assert (code, said.count("\n")) == (2, 1)
         return said
 
