@@ -389,6 +389,29 @@ def test_a_mask_of_a_coarser_level_is_compared_with_the_truth_at_full_resolution
         evaluate(mask, tmp_path / "true.tif", classes=True)
 
 
+@pytest.mark.parametrize("up", [True, False], ids=["rounded up", "rounded down"])
+@pytest.mark.parametrize("how", [{"level": 1}, {"mpp": 1.3}, {"mpp": 1.75}])
+@pytest.mark.parametrize("sides", [(67, 99), (65, 98), (64, 97)])
+def test_a_mask_of_a_level_whose_sides_were_rounded_is_compared_with_the_truth(tmp_path, sides, how, up):
+    truth = np.random.default_rng(0).integers(0, 2, sides).astype(np.uint8)
+    level = truth[::4, ::4] if up else truth[: sides[0] // 4 * 4 : 4, : sides[1] // 4 * 4 : 4]
+    with tifffile.TiffWriter(tmp_path / "image.tif") as tiff:
+        tiff.write(truth, subifds=1)
+        tiff.write(np.ascontiguousarray(level), subfiletype=1)
+    tifffile.imwrite(tmp_path / "true.tif", truth)
+    network = {"model": thresholded(), "footprint": tilenet.Footprint.valid(2, lost=0)}
+    mask = tilenet.segment(tmp_path / "image.tif", tmp_path / "mask.zarr", pixel_size=0.25, **network, **how)
+    mask, (rows, columns), step = np.asarray(mask), mask.shape, how.get("mpp", 1) / 0.25
+    held = np.empty_like(truth)
+    for y, x in np.ndindex(sides):
+        held[y, x] = mask[min(int((y + 0.5) / step), rows - 1), min(int((x + 0.5) / step), columns - 1)]
+    found = evaluate(tmp_path / "mask.zarr", tmp_path / "true.tif", classes=True)
+    assert found["pixel_error"] == pytest.approx(np.mean(held != truth))
+    tifffile.imwrite(tmp_path / "other.tif", truth[1:])
+    with pytest.raises(ImageError, match="Score images of one size"):
+        evaluate(tmp_path / "mask.zarr", tmp_path / "other.tif", classes=True)
+
+
 def test_a_real_volume_is_scored_at_its_own_pixel_size(tmp_path, shared_data):
     image, truth = (shared_data(f"volumes/plant_nuclei_1135_{what}.tif") for what in ("image", "label"))
     tilenet.segment(image, tmp_path / "mask.zarr", mpp=0.25, objects=True)

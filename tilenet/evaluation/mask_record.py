@@ -27,6 +27,8 @@ class Recorded:
     by_plane: bool = False
     # How many pixels of its image at full resolution one of its pixels covers along y and x; 1 of a part.
     factor: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+    # Rows and columns of its image at full resolution, if it is of a coarser level, whose own are rounded up or down.
+    full: tuple[int, int] | None = None
 
 
 def recorded_of(path: Path) -> Recorded:
@@ -36,32 +38,39 @@ def recorded_of(path: Path) -> Recorded:
     with open_mask(path) as mask:
         record = mask.info["record"]
         by_plane = mask.has_objects and len(mask.info["model"]["footprint"]) == 2 and "link" not in record
-        return Recorded(by_plane, Recorded.factor if record.get("roi") else _factor_of(mask))
+        return Recorded(by_plane) if record.get("roi") else Recorded(by_plane, *_sizes_of(mask))
 
 
-def _factor_of(mask: AnyMask) -> tuple[Fraction, Fraction]:
-    """Return how many pixels of its image one of a mask covers; 1 if only the image says that, and is not there."""
+def _sizes_of(mask: AnyMask) -> tuple[tuple[Fraction, Fraction], tuple[int, int] | None]:
+    """Return `factor` and `full` of a mask of a whole image; 1 if only the image says that, and is not there."""
     resolution = resolution_of(mask)
     if resolution.level == 0:
-        return resolution.factor
+        return resolution.factor, None
     try:
-        return find_grid(mask, None).step
+        grid = find_grid(mask, None)
     except TilenetError:
-        return Recorded.factor
+        return Recorded.factor, None
+    return grid.step, grid.limit
 
 
-def nearest(shape: tuple[int, ...], wanted: tuple[int, ...], factor: tuple[Fraction, Fraction]) -> Index | None:
+def nearest(shape: tuple[int, ...], wanted: tuple[int, ...], made: Recorded) -> Index | None:
     """Return which pixels of a resampled mask hold the centres of the pixels of its image; None if they do not fit.
 
-    The last two axes of mask and image are y and x; `factor` is how many pixels of the image one of the mask covers
-    along them.
+    The last two axes of mask and image are y and x. What lies beyond the last pixel of a level that was rounded down is
+    compared with that.
 
-    >>> nearest((2, 3), (3, 3), (Fraction(3, 2), Fraction(1)))[0].ravel().tolist()
-    [0, 1, 1]
+    >>> made = Recorded(factor=(Fraction(3, 2), Fraction(1)))
+    >>> nearest((2, 3), (3, 3), made)[0].ravel().tolist(), nearest((1, 3), (3, 3), made)
+    ([0, 1, 1], None)
+    >>> made = Recorded(factor=(Fraction(2), Fraction(2)), full=(5, 5))
+    >>> nearest((2, 3), (5, 5), made)[0].ravel().tolist(), nearest((2, 3), (4, 5), made)
+    ([0, 0, 1, 1, 1], None)
     """
-    steps = [(ceil_div(n * f.denominator, f.numerator), n, f) for n, f in zip(wanted[-2:], factor, strict=True)]
-    if (*wanted[:-2], *(m for m, _, _ in steps)) != shape:
+    sides = list(zip(shape[-2:], wanted[-2:], made.factor, strict=True))
+    rounded_up = tuple(ceil_div(n * f.denominator, f.numerator) for _, n, f in sides)
+    fits = wanted[-2:] == made.full if made.full else rounded_up == shape[-2:]
+    if not fits or wanted[:-2] != shape[:-2]:
         return None
     # Pixel i covers [i f, (i + 1) f); the centre of pixel j of the image is at j + 1/2.
-    at = [(2 * np.arange(n) + 1) * f.denominator // (2 * f.numerator) for _, n, f in steps]
-    return np.ix_(*map(np.arange, shape[:-2]), *at)
+    centres = [(m, (2 * np.arange(n) + 1) * f.denominator // (2 * f.numerator)) for m, n, f in sides]
+    return np.ix_(*map(np.arange, shape[:-2]), *(np.minimum(at, m - 1) for m, at in centres))

@@ -174,7 +174,7 @@ def _frames(
     """
     (found, size), (true, true_size) = (read_sized_labels(p, axes=axes, pixel_size=pixel_size) for p in (a, b))
     made, alike = recorded_of(a), describe_frames(found) == describe_frames(true)
-    at = None if alike or len(found) != len(true) else nearest(found[0].shape, true[0].shape, made.factor)
+    at = None if alike or len(found) != len(true) else nearest(found[0].shape, true[0].shape, made)
     if not alike and at is None:
         raise ImageError(
             f"{a}: is {describe_frames(found)}, but the truth {b.name} is {describe_frames(true)}. "
