@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from oracles import random_network
 from store_helpers import tree
 from stub import BAD, Bright
@@ -113,6 +114,15 @@ def test_what_a_batch_wrote_is_no_image_when_it_is_run_again(tmp_path, out, capl
     assert counts.splitlines()[:4] == (masks / "counts.csv").read_bytes().splitlines()[:4]
     elsewhere = tilenet.batch(tmp_path / "**" / "*.png", tmp_path / "other", model=Bright())
     assert [r.slide for r in elsewhere] == [r.slide for r in first]
+
+
+def test_an_image_is_not_taken_for_the_folder_of_the_batch(tmp_path, caplog):
+    image = zarr.create_array(tmp_path / "a.zarr", data=np.full((64, 64), 200, np.uint8), chunks=(64, 64))
+    tifffile.imwrite(tmp_path / "b.tif", image[...])
+    for status in ("done", "skipped"):
+        results = tilenet.batch([tmp_path / "a.zarr", tmp_path / "b.tif"], tmp_path / "a.zarr", model=Bright())
+        assert [(r.slide, r.status) for r in results] == [("a", "failed"), ("b", status)]
+        assert "is the image" in results[0].error and "written by tilenet" not in caplog.text
 
 
 def test_a_list_says_names_and_options(tmp_path):
