@@ -176,7 +176,7 @@ def test_the_only_position_needs_no_number_and_many_are_not_all_listed(tmp_path)
         with open_image(name) as image:
             np.testing.assert_array_equal(whole(image)[0], pixels[0, ..., 0, 0])
     many = Nd2(frames_of((20, 20, 31, 1, 1)), [loop("p", 20, names=["a\nb"] * 20)]).write(tmp_path / "b.nd2")
-    with pytest.raises(ImageError, match=r"holds 20 positions: 0 \(a b\), .*7 \(a b\) and 12 more\. Give one"):
+    with pytest.raises(ImageError, match=r"holds 20 positions: 0 \(a b\), .*7 \(a b\), \.\.\.\. Give one"):
         open_image(many)
 
 

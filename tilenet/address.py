@@ -140,6 +140,12 @@ def file_of(name: str | Path) -> Path:
     return path if path.exists() else next((p for p in path.parents if p.is_file()), path)
 
 
+def inside_of(name: str | Path) -> str:
+    """Return the path of an image inside the file that holds it: ``raw`` of ``volume.h5/raw``; empty for the file."""
+    inside = Path(name).relative_to(file_of(name)).as_posix()
+    return "" if inside == "." else inside
+
+
 def absolute(name: str | Path) -> str:
     """Return the absolute path of an existing image, for use from other working directories; other names unchanged."""
     return str(Path(name).absolute()) if file_of(name).exists() else str(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -103,6 +103,15 @@ def axis_map_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None
     if fault := _fault(letters):
         raise ImageError(f"{name}: has the axes {''.join(letters)!r}, {fault}. {_advice(_lengths(stored, shape))}")
     return AxisMap(letters, tuple(shape), stated_axes)
+
+
+def letters_of_long(letters: Iterable[str], shape: Sequence[int]) -> tuple[str, ...]:
+    """Return letters for `axis_map_of`, with none for dimensions of length 1, except for y and x.
+
+    >>> letters_of_long("tzyx", (1, 3, 1, 9))
+    ('', 'z', 'y', 'x')
+    """
+    return tuple(a if n > 1 or a in ("y", "x") else "" for a, n in zip(letters, shape, strict=True))
 
 
 def letters_of(names: Sequence[Any], ndim: int) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
-from tilenet.readers.axes import axis_map_of
+from tilenet.readers.axes import axis_map_of, letters_of_long
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.guards import DAMAGED, LONGEST_AXIS, as_image_errors, check_missing, needing, positive_or_none
 from tilenet.readers.image import RGB, Pixels
@@ -80,7 +80,7 @@ class CziImage(ChunkedImage):
         self._first = tuple(map(min, zip(*held, strict=True))) or (0, 0, 0)
         samples = self._read_pixel_type(range(self._first[2], self._first[2] + shape[2]))
         full = (*shape, samples)
-        letters = [a if n > 1 or a in "yx" else "" for a, n in zip("tzcyxs", full, strict=True)]
+        letters = letters_of_long("tzcyxs", full)
         about = self._czi.raw_metadata
         root, maps = ElementTree.fromstring(about), [axis_map_of(letters, full, axes=axes, name=self.name)]
         sizes = {d.get("Id", "").lower(): _micrometres(d.findtext("Value")) for d in root.iterfind(".//Items/Distance")}

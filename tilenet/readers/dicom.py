@@ -18,7 +18,7 @@ import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
-from tilenet.readers.axes import AxisMap, axis_map_of
+from tilenet.readers.axes import AxisMap, axis_map_of, letters_of_long
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.formats import dicom_files
 from tilenet.readers.guards import (
@@ -97,7 +97,7 @@ class DicomImage(ChunkedImage):
             raise ImageError(f"{self.name}: says that it has {size.width} x {size.height} px. {DAMAGED}")
         check_piece(tile.width * tile.height * self._samples * self.dtype.itemsize, f"{self.name}: one of its tiles")
         shape = (len(self._planes), len(self._paths), size.height, size.width, self._samples)
-        letters = [a if n > 1 or a in "yx" else "" for a, n in zip("zcyxs", shape, strict=True)]
+        letters = letters_of_long("zcyxs", shape)
         return axis_map_of(letters, shape, axes=axes, name=self.name)
 
     def _sizes(self, group: Any, axis_map: AxisMap) -> Sizes:

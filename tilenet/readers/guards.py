@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import RLock
@@ -22,6 +22,8 @@ LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1
 # Most tags and attributes of XML, which take more memory than their text.
 MOST_MARKS = 1_200_000
+# How many images of a file an error lists.
+LISTED = 8
 DAMAGED = "The file is damaged, or of a kind that cannot be read; get it again"
 # Errors of the machine, which are likely to prevent all further reads, too.
 OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
@@ -136,6 +138,15 @@ def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles")
         raise PiecesMissing(
             f"{name}: {count} of its {pieces} {verb} missing. Get the whole file, or fill {them} with 0: --missing fill"
         )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first of some names.
+
+    >>> listed(["one", "two"])
+    'one, two'
+    """
+    return ", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED)
 
 
 @contextmanager

@@ -10,19 +10,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tilenet.address import file_of
+from tilenet.address import file_of, inside_of
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.guards import DAMAGED, as_image_errors, positive_or_none
+from tilenet.readers.guards import DAMAGED, LISTED, as_image_errors, positive_or_none
 from tilenet.readers.hdf5_file import (
-    LISTED,
     Stored,
     attribute_of,
     datasets_of,
@@ -101,8 +99,7 @@ class Hdf5Image(ChunkedImage):
         self.name, self._file, self._cache = path, open_file(str(file)), PieceCache()
         try:
             with as_image_errors(f"{path}: cannot be read as an image in HDF5", DAMAGED):
-                inside = Path(path).relative_to(file).as_posix()
-                self._contents = contents = _contents(self._file, "" if inside == "." else inside, path)
+                self._contents = contents = _contents(self._file, inside_of(path), path)
                 with file.open("rb") as opened:
                     self._header, self._bytes = opened.read(HEADER_BYTES), os.fstat(opened.fileno()).st_size
                 self.reader, self.dtype = contents.reader, contents.grids[0].first.dtype

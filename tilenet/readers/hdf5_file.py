@@ -16,13 +16,22 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.guards import DAMAGED, LONGEST_AXIS, as_image_errors, check_piece, needing, pixel_dtype
+from tilenet.readers.guards import (
+    DAMAGED,
+    LISTED,
+    LONGEST_AXIS,
+    as_image_errors,
+    check_piece,
+    listed,
+    needing,
+    pixel_dtype,
+)
 from tilenet.readers.image import Pixels
 
 # Soft links that are followed, one after another, to one dataset.
 MOST_LINKS = 16
-# Objects of a file that are looked at to find its datasets, and how many datasets an error lists.
-MOST_OBJECTS, LISTED = 10_000, 8
+# Objects of a file that are looked at to find its datasets.
+MOST_OBJECTS = 10_000
 # Most bytes of a text or of numbers among the attributes.
 LARGEST_ATTRIBUTE = 2**20
 # Bytes that a chunk may be longer than its pixels: headers of codecs, and checksums.
@@ -227,8 +236,7 @@ def what_is_inside(group: Any) -> str:
     found = datasets_of(group)
     if not found:
         return "No dataset in it has two or more axes. Give another"
-    more = ", ..." if len(found) > LISTED else ""
-    return f"Give one of its datasets: {', '.join(f'{group.file.filename}{path}' for path in found[:LISTED])}{more}"
+    return f"Give one of its datasets: {listed([f'{group.file.filename}{path}' for path in found])}"
 
 
 def text_of(holder: Any, attribute: str) -> str:

@@ -12,6 +12,7 @@ from math import nan
 from typing import Any
 
 from tilenet.errors import ImageError
+from tilenet.readers.axes import letters_of_long
 from tilenet.readers.coordinates import MICROMETERS
 from tilenet.readers.guards import DAMAGED, positive_or_none
 from tilenet.readers.hdf5 import Contents, LevelDatasets
@@ -44,7 +45,7 @@ def contents(file: Any, name: str) -> Contents:
                 f"{name}: its level {k} is {grid.shape} of {grid.first.dtype}, and level 0 is {finest.shape} of "
                 f"{finest.first.dtype}. {DAMAGED}"
             )
-    letters = tuple(a if n > 1 or a in "yx" else "" for a, n in zip("tczyx", finest.shape, strict=True))
+    letters = letters_of_long("tczyx", finest.shape)
     about = follow(file, ABOUT, name)
     sizes = _sizes(follow(about, "Image", name), dict(zip("tczyx", finest.shape, strict=True)))
     names = tuple(_channel_name(about, c, name) for c in range(finest.shape[1]))

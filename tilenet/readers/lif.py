@@ -9,18 +9,26 @@ from __future__ import annotations
 import hashlib
 import struct
 import sys
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from tilenet.address import file_of
+from tilenet.address import file_of, inside_of
 from tilenet.errors import ImageError, closed_on_error
 from tilenet.geometry import Box
-from tilenet.readers.axes import axis_map_of
+from tilenet.readers.axes import axis_map_of, letters_of_long
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.guards import DAMAGED, LARGEST_PIECE, as_image_errors, check_xml, needing, pixel_dtype, quietly
+from tilenet.readers.guards import (
+    DAMAGED,
+    LARGEST_PIECE,
+    as_image_errors,
+    check_xml,
+    listed,
+    needing,
+    pixel_dtype,
+    quietly,
+)
 from tilenet.readers.image import Pixels
 from tilenet.readers.lif_layout import images_of, layout_of
 from tilenet.readers.open_file import OpenFile
@@ -31,8 +39,6 @@ HEADER = struct.Struct("<IIBI")
 # Most bytes of this in the file, and in memory, where letters that are not Latin make it longer.
 LARGEST_XML, LARGEST_TEXT = 2**26, 3 * 2**24
 FEWER_IMAGES = "If the file is not damaged, save fewer images in it, in LAS X"
-# How many images an error lists.
-LISTED = 8
 # Pixels are read with what lies between them if that is not more than they are.
 SPARSE = 2
 
@@ -55,7 +61,7 @@ class LifImage(ChunkedImage):
                     lif = liffile.LifFile(opened)
                 if lif.type is not liffile.LifFileType.LIF:
                     raise ImageError(f"{path}: is a part of a project ({lif.type.value}). Save that as LIF, in LAS X")
-                self._read_metadata(lif, Path(path).relative_to(file).as_posix(), axes)
+                self._read_metadata(lif, inside_of(path), axes)
 
     def _check_xml(self) -> None:
         *_, n_characters = HEADER.unpack(self._file.read(0, HEADER.size))
@@ -71,7 +77,7 @@ class LifImage(ChunkedImage):
         image = self._chosen(lif.xml_element, _plain(inside))
         self._layout = layout = layout_of(image, self.name)
         shape = [d.length for d in layout.dims]
-        letters = [d.letter if d.length > 1 or d.letter in "yx" else "" for d in layout.dims]
+        letters = letters_of_long((d.letter for d in layout.dims), shape)
         self.dtype = pixel_dtype(layout.dtype, self.name)
         maps = [axis_map_of(letters, shape, axes=axes, name=self.name)]
         sizes = {a: d.um for a, d in zip(maps[0].letters, layout.dims, strict=True) if a in ("z", "y", "x")}
@@ -96,7 +102,7 @@ class LifImage(ChunkedImage):
         if wanted and found:
             raise ImageError(f"{self.name}: is the name of {len(found)} images. Rename them in LAS X")
         what = f"has no image called {wanted!r}" if wanted else f"holds {len(images)} images"
-        names = ", ".join(f"{file}/{path}" for path, _ in images[:LISTED]) + ", ..." * (len(images) > LISTED)
+        names = listed([f"{file}/{path}" for path, _ in images])
         raise ImageError(f"{file}: {what}. Give one of its images: {names}")
 
     def _sides(self, joined: str) -> tuple[int, ...]:

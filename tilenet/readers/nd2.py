@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.address import file_of
+from tilenet.address import file_of, inside_of
 from tilenet.errors import ImageError, closed_on_error
 from tilenet.geometry import Box
-from tilenet.readers.axes import axis_map_of
+from tilenet.readers.axes import axis_map_of, letters_of_long
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.guards import (
     DAMAGED,
@@ -24,6 +24,7 @@ from tilenet.readers.guards import (
     as_image_errors,
     check_missing,
     check_piece,
+    listed,
     needing,
     positive_or_none,
     quietly,
@@ -39,8 +40,6 @@ DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
 LOOPS = {"TimeLoop": "t", "NETimeLoop": "t", "ZStackLoop": "z", "XYPosLoop": "p"}
 # What `ePictureXAxis` and `ePictureYAxis` say of an axis along which not places differ, but times.
 TIMES = 2
-# How many positions an error lists.
-LISTED = 8
 
 
 class Nd2Image(ChunkedImage):
@@ -76,7 +75,7 @@ class Nd2Image(ChunkedImage):
         shape = (n_times, n_planes, n_channels, height, width, n_samples)
         if max(shape) > LONGEST_AXIS:
             raise ImageError(f"{self.name}: has {shape} pixels along t, z, channels, y, x and colours. {DAMAGED}")
-        letters = [a if n > 1 or a in "yx" else "" for a, n in zip((first, *"zcyxs"), shape, strict=True)]
+        letters = letters_of_long((first, *"zcyxs"), shape)
         maps = [axis_map_of(letters, shape, axes=axes, name=self.name)]
         said = _said(about)
         names = _channel_names(said.get("sPicturePlanes", {}), layout, self.name)
@@ -175,17 +174,16 @@ def _loops(about: Any, there: int, name: str) -> tuple[dict[str, tuple[int, int]
 
 def _position(name: str, file: Path, count: int, experiment: Sequence[Any]) -> int:
     """Return the number of the position that a path names, or that is the only one."""
-    inside = Path(name).relative_to(file).as_posix()
-    if inside == "." and count == 1:
+    inside = inside_of(name)
+    if not inside and count == 1:
         return 0
     if inside.isdecimal() and int(inside) < count:
         return int(inside)
     points = next((loop.parameters.points for loop in experiment if loop.type == "XYPosLoop"), [None])
-    called = [" ".join(str(point.name or "").split()) if point else "" for point in points[:LISTED]]
-    listed = ", ".join(f"{k} ({each})" if each else str(k) for k, each in enumerate(called))
-    more = f" and {count - LISTED} more" if count > LISTED else ""
-    what = f"holds {count} positions" if inside == "." else f"is none of the {count} positions"
-    raise ImageError(f"{name}: {what}: {listed}{more}. Give one by its number: {file}/0")
+    called = [" ".join(str(point.name or "").split()) if point else "" for point in points]
+    positions = listed([f"{k} ({each})" if each else str(k) for k, each in enumerate(called)])
+    what = f"is none of the {count} positions" if inside else f"holds {count} positions"
+    raise ImageError(f"{name}: {what}: {positions}. Give one by its number: {file}/0")
 
 
 def _said(about: Any) -> Mapping[str, Any]:
