@@ -1,5 +1,6 @@
 """Objects that are found in several processes of one machine."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tilenet.runs import numbering, object_places
 from tilenet.runs.object_places import EACH, WORTH, n_processes
 from tilenet.store import open_mask
 from tilenet.store.lease_holder import is_running, started
+from tilenet.workers import processes
 from tilenet.workers.processes import map_in_processes, most_processes, several_processes
 
 NOBODY = dict.fromkeys(("workers", "scheduler", "cluster", "tls_ca_file", "tls_cert", "tls_key"))
@@ -54,6 +56,15 @@ def test_if_a_process_is_killed_once_fewer_do_what_is_left(count, tmp_path, capl
     deadly = partial(dies_once, tmp_path / "file", -9, abs)
     assert list(map_in_processes(deadly, range(0, -19, -1), count, otherwise=fails)) == list(range(19))
     assert [f"{count // 2} of {count} begin again" in message for message in caplog.messages] == [True]
+
+
+def test_where_no_process_can_begin_all_is_done_here(monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes.ProcessPoolExecutor, "submit", refuse)
+    assert list(map_in_processes(fails, [1, 2, 3], 2, otherwise=str)) == ["1", "2", "3"]
+    assert ["killed, or cannot begin" in message for message in caplog.messages] == [True, True]
 
 
 def test_an_error_that_happens_here_too_is_raised():

@@ -51,7 +51,8 @@ def map_in_processes(
     """Yield what a function makes of each item, in order, in `count` processes.
 
     What fails there is done by `otherwise` in this process, while the others are idle, so that it may take all memory.
-    If one is killed, all end, and half as many begin with what is left; the third time, this one does it alone.
+    If one is killed or cannot begin, all end, and half as many begin with what is left; the third time, this one does
+    it alone.
     """
     left = deque(items)
     for n, fewer in pairwise((count, count // 2, count // 4, 0)):
@@ -59,7 +60,7 @@ def map_in_processes(
             yield from _in_pool(function, left, n, otherwise=otherwise)
             if left:
                 then = f"{fewer} of {n} begin again" if fewer else "this one does what is left"
-                LOG.warning("one of the processes that find objects was killed: %s. %s", then, REMEDY)
+                LOG.warning("one of the processes that find objects was killed, or cannot begin: %s. %s", then, REMEDY)
     yield from map(otherwise, left)
 
 
