@@ -101,7 +101,9 @@ def test_an_option_that_is_given_twice_is_refused_as_only_one_of_its_values_woul
 def test_several_images_where_one_is_taken_are_refused_with_the_command_that_takes_them(tilenet_command):
     code, out, err = tilenet_command("segment", "a.tif", "b.tif", "--out", "m.zarr")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "(b.tif). Give one at a time; tilenet batch takes several images" in err
+    assert "(b.tif). Give one IMAGE at a time; tilenet batch takes several images" in err
+    err = tilenet_command("evaluate", "found", "true", "more")[2]
+    assert err == "tilenet: error: Got unexpected extra argument (more). Give one PREDICTION and TRUTH at a time\n"
     code, out, err = tilenet_command("segment", "*.tif", "--out", "m.zarr")
     assert (code, out) == (2, "")
     assert "*.tif: does not exist. Patterns are for tilenet batch and tilenet plan, in quotes" in err

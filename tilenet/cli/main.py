@@ -193,7 +193,7 @@ def _run() -> None:
     except click.NoSuchOption as error:
         _give_up(_option_elsewhere(error.option_name) or error.format_message(), error, error.exit_code)
     except click.ClickException as error:
-        _give_up(error.format_message() + _instead(error.format_message()), error, error.exit_code)
+        _give_up(error.format_message() + _instead(error), error, error.exit_code)
     except TilenetError as error:
         _give_up(str(error), error, error.exit_code)
     except PermissionError as error:
@@ -218,10 +218,14 @@ def _impossible_path(error: Exception) -> str:
     return f"{loop[1]}: is a symbolic link that leads to itself" if loop else ""
 
 
-def _instead(message: str) -> str:
-    """Return what to write instead, if click refuses a number with a decimal comma, or several files."""
-    if message.startswith("Got unexpected extra argument"):
-        return ". Give one at a time; tilenet batch takes several images"
+def _instead(error: click.ClickException) -> str:
+    """Return what to write instead, if click refuses a number with a decimal comma, or more files than are taken."""
+    message = error.format_message()
+    if message.startswith("Got unexpected extra argument") and isinstance(error, click.UsageError) and error.ctx:
+        command = error.ctx.command
+        taken = " and ".join(str(known.name).upper() for known in command.params if isinstance(known, click.Argument))
+        others = "; tilenet batch takes several images" if command is segment.segment else ""
+        return f". Give one {taken} at a time{others}"
     said = re.search(r"'(-?\d*),(\d+)' is not a valid float", message)
     return f" Write {said[1]}.{said[2]}, with a point" if said else ""
 
