@@ -18,7 +18,7 @@ from tilenet.export.intensities import Intensities
 from tilenet.jobs.options import Options, parse_tissue
 from tilenet.models.saved import packaged_models
 from tilenet.pictures.files import OVERVIEW, is_picture_of_ours
-from tilenet.readers.zarr_metadata import DOCUMENTS
+from tilenet.readers.zarr_metadata import has_documents
 from tilenet.store import is_ours
 from tilenet.tissue.regions import names_regions
 
@@ -111,9 +111,8 @@ def _is_written(image: str, out: str | Path | None) -> bool:
 
 def _is_folder_of_batch(path: Path) -> bool:
     """Return whether a folder holds results of a batch, and is no image itself, which would then be passed over."""
-    if any((path / name).exists() for name in DOCUMENTS):
-        return False
-    return any(path.glob("summary*.csv")) or any(map(is_ours, path.glob("*.zarr")))
+    holds_results = any(path.glob("summary*.csv")) or any(map(is_ours, path.glob("*.zarr")))
+    return holds_results and not has_documents(path)
 
 
 def _refuse_shared_regions(items: Sequence[BatchItem], tissue: Any) -> None:

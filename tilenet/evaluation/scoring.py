@@ -27,6 +27,7 @@ from tilenet.evaluation.labels import (
 from tilenet.evaluation.mask_record import nearest, recorded_of
 from tilenet.instances.in_memory import objects
 from tilenet.readers.calibrated import sizes_differ
+from tilenet.readers.zarr_metadata import has_documents
 from tilenet.resolution import size_text
 
 LOG = logging.getLogger("tilenet")
@@ -245,7 +246,7 @@ def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
 
 def _is_folder_of_files(path: Path) -> bool:
     """Return whether a path is a folder of files, and not a zarr store, which is a folder too."""
-    return path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup"))
+    return path.is_dir() and not has_documents(path)
 
 
 def _of_image(found: Labels, true: Labels) -> dict[str, float]:

@@ -99,7 +99,7 @@ class Multiscales:
         return Multiscales(*parts)
 
 
-def has_documents(path: str) -> bool:
+def has_documents(path: str | Path) -> bool:
     """Return whether a local folder has zarr metadata documents."""
     return any((Path(path) / name).is_file() for name in DOCUMENTS)
 
