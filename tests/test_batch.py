@@ -116,6 +116,13 @@ def test_what_a_batch_wrote_is_no_image_when_it_is_run_again(tmp_path, out, capl
     assert [r.slide for r in elsewhere] == [r.slide for r in first]
 
 
+def test_the_folder_of_a_batch_is_no_image_while_it_is_empty_either(tmp_path):
+    names = [write_image(tmp_path / f"{name}.tif").stem for name in "anz"]
+    (tmp_path / "masks").mkdir()
+    found = read_image_list([tmp_path / "*"], model="nuclei", options=Options(), out=tmp_path / "masks")
+    assert [item.name for item in found] == names
+
+
 def test_an_image_is_not_taken_for_the_folder_of_the_batch(tmp_path, caplog):
     image = zarr.create_array(tmp_path / "a.zarr", data=np.full((64, 64), 200, np.uint8), chunks=(64, 64))
     tifffile.imwrite(tmp_path / "b.tif", image[...])

@@ -18,6 +18,7 @@ from tilenet.export.intensities import Intensities
 from tilenet.jobs.options import Options, parse_tissue
 from tilenet.models.saved import packaged_models
 from tilenet.pictures.files import OVERVIEW, is_picture_of_ours
+from tilenet.readers.formats import DICOM_SUFFIX
 from tilenet.readers.zarr_metadata import has_documents
 from tilenet.store import is_ours
 from tilenet.tissue.regions import names_regions
@@ -105,14 +106,10 @@ def _is_written(image: str, out: str | Path | None) -> bool:
     if out is None or is_address(image):
         return False
     folder = Path(os.path.abspath(out))  # noqa: PTH100
-    inside = [parent for parent in (path, *path.parents) if folder in parent.parents]
-    return (path == folder and _is_folder_of_batch(path)) or any(map(is_ours, inside))
-
-
-def _is_folder_of_batch(path: Path) -> bool:
-    """Return whether a folder holds results of a batch, and is no image itself, which would then be passed over."""
-    holds_results = any(path.glob("summary*.csv")) or any(map(is_ours, path.glob("*.zarr")))
-    return holds_results and not has_documents(path)
+    if path == folder:
+        # Also while it is empty: each share has to find the same images, whatever others have written.
+        return not (has_documents(path) or any(path.glob(f"*{DICOM_SUFFIX}")))
+    return any(is_ours(parent) for parent in (path, *path.parents) if folder in parent.parents)
 
 
 def _refuse_shared_regions(items: Sequence[BatchItem], tissue: Any) -> None:
