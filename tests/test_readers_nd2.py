@@ -180,6 +180,23 @@ def test_the_only_position_needs_no_number_and_many_are_not_all_listed(tmp_path)
         open_image(many)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_positions_and_periods_that_were_turned_off_have_no_frames(tmp_path, version):
+    pixels = frames_of((5, 2, 20, 31, 1, 1))  # t, p, y, x, c, s
+    times, places = loop("n", 2), loop("p", 3, names=["A1", "A2", "A3"])
+    one = times["uLoopPars"]["pPeriod"]["i0000000000"]
+    periods = {f"i{k:010}": one | {"uiCount": count} for k, count in enumerate((2, 4, 3))}
+    on = {f"i{k:010}": k != 1 for k in range(3)}
+    times["uLoopPars"] |= {"pPeriod": periods, "pPeriodValid": on}
+    path = Nd2(pixels, [times, places | {"pItemValid": on}], version=version).write(tmp_path / "a.nd2")
+    for number in range(2):
+        with open_image(path / str(number)) as image:
+            assert image.axes == "tyx"
+            np.testing.assert_array_equal(whole(image)[0], pixels[:, number, ..., 0, 0])
+    with pytest.raises(ImageError, match=r"holds 2 positions: 0 \(A1\), 1 \(A3\)\."):
+        open_image(path)
+
+
 # What is read of the file, and by whom
 
 
