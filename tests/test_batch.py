@@ -110,10 +110,24 @@ def test_what_a_batch_wrote_is_no_image_when_it_is_run_again(tmp_path, out, capl
     again = tilenet.batch(patterns, masks, model=Bright(), overview=True, table=True)
     assert [(r.slide, r.status) for r in again[:3]] == [(r.slide, "skipped") for r in first]
     assert [r.slide for r in again[3:]] == ["mine"]
-    assert any("was written by tilenet (the first of " in said for said in caplog.messages)
+    assert any("is taken for a result of tilenet (the first of " in said for said in caplog.messages)
     assert counts.splitlines()[:4] == (masks / "counts.csv").read_bytes().splitlines()[:4]
     elsewhere = tilenet.batch(tmp_path / "**" / "*.png", tmp_path / "other", model=Bright())
     assert [r.slide for r in elsewhere] == [r.slide for r in first]
+
+
+def test_a_batch_whose_folder_is_that_of_its_images_is_run_again(tmp_path, caplog):
+    for name in "ab":
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.full((64, 64), 200, np.uint8))
+    how = {"model": Bright(), "objects": True, "table": True, "polygons": True, "overview": True}
+    for status in ("done", "skipped"):
+        results = tilenet.batch(tmp_path / "*", tmp_path, **how)
+        assert [(r.slide, r.status) for r in results] == [("a", status), ("b", status)]
+        (tmp_path / "c.zarr.making").mkdir(exist_ok=True)  # another share is at work
+    written = len(list(tmp_path.iterdir())) - 2
+    assert f"is taken for a result of tilenet (the first of {written} such)" in caplog.text
+    elsewhere = read_image_list([tmp_path / "*.geojson"], model="nuclei", options=Options(), out=tmp_path / "masks")
+    assert [item.name for item in elsewhere] == ["a", "b"], "which are refused when they are opened"
 
 
 def test_the_folder_of_a_batch_is_no_image_while_it_is_empty_either(tmp_path):
@@ -129,7 +143,7 @@ def test_an_image_is_not_taken_for_the_folder_of_the_batch(tmp_path, caplog):
     for status in ("done", "skipped"):
         results = tilenet.batch([tmp_path / "a.zarr", tmp_path / "b.tif"], tmp_path / "a.zarr", model=Bright())
         assert [(r.slide, r.status) for r in results] == [("a", "failed"), ("b", status)]
-        assert "is the image" in results[0].error and "written by tilenet" not in caplog.text
+        assert "is the image" in results[0].error and "taken for a result" not in caplog.text
 
 
 def test_a_list_says_names_and_options(tmp_path):

@@ -21,6 +21,7 @@ from tilenet.pictures.files import OVERVIEW, is_picture_of_ours
 from tilenet.readers.formats import DICOM_SUFFIX
 from tilenet.readers.zarr_metadata import has_documents
 from tilenet.store import is_ours
+from tilenet.store.metadata import MAKING
 from tilenet.tissue.regions import names_regions
 
 LOG = logging.getLogger("tilenet")
@@ -28,6 +29,8 @@ LOG = logging.getLogger("tilenet")
 INNER = (".ome",)
 # Endings of lists.
 LISTS = (".csv", ".txt")
+# Endings, which no image has, of what a batch writes into its folder beside masks and overviews.
+RESULTS = (".csv", ".geojson", ".json", MAKING)
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ def _without_written(items: Sequence[BatchItem], out: str | Path | None) -> list
             kept.append(item)
     if written:
         others = f" (the first of {len(written)} such)" if len(written) > 1 else ""
-        LOG.warning("%s: was written by tilenet%s, and is no image of the batch", written[0], others)
+        LOG.warning("%s: is taken for a result of tilenet%s, and is no image of the batch", written[0], others)
     return kept
 
 
 def _is_written(image: str, out: str | Path | None) -> bool:
-    """Return whether an image is an overview that tilenet drew, or the folder of the batch, or in a mask in that."""
+    """Return whether an image is an overview that tilenet drew, the folder of the batch, or a result in that."""
     path = Path(os.path.abspath(image))  # noqa: PTH100 - follows no links
     if path.name.endswith(OVERVIEW) and is_picture_of_ours(path):
         return True
@@ -109,6 +112,8 @@ def _is_written(image: str, out: str | Path | None) -> bool:
     if path == folder:
         # Also while it is empty: each share has to find the same images, whatever others have written.
         return not (has_documents(path) or any(path.glob(f"*{DICOM_SUFFIX}")))
+    if path.parent == folder and path.suffix.lower() in RESULTS:
+        return True
     return any(is_ours(parent) for parent in (path, *path.parents) if folder in parent.parents)
 
 
