@@ -129,13 +129,10 @@ def test_entities_that_grow_without_end_are_refused(tmp_path, refused):
     refused(path)
 
 
-@pytest.mark.parametrize(("grown", "says"), [
-    ("<a/>" * 1_200_000, "its XML has 1200003 tags and attributes, over 1200000. If the file is"),
-    ("\N{GRINNING FACE}" * 13_000_000, "its XML takes 52000"),
-])  # fmt: skip
-def test_xml_that_takes_far_more_memory_than_its_text_is_refused(tmp_path, refused, grown, says):
-    (tmp_path / "a.lif").write_bytes(header(f'<LMSDataContainerHeader Version="2">{grown}</LMSDataContainerHeader>'))
-    refused(tmp_path / "a.lif", says=says)
+def test_xml_of_millions_of_elements_is_refused(tmp_path, refused):
+    xml = f'<LMSDataContainerHeader Version="2">{"<a/>" * 3_000_000}</LMSDataContainerHeader>'
+    (tmp_path / "a.lif").write_bytes(header(xml))
+    refused(tmp_path / "a.lif", says="its XML has 3000003 tags and attributes, over 3000000. If the file is")
 
 
 def test_entities_are_refused_however_little_they_grow(tmp_path, refused):

@@ -20,8 +20,6 @@ Missing = Literal["error", "fill"]
 # Most bytes that are ever decoded in one piece: a larger tile is damaged or malicious.
 LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1
-# Most tags and attributes of XML, which take more memory than their text.
-MOST_MARKS = 1_200_000
 # How many images of a file an error lists.
 LISTED = 8
 DAMAGED = "The file is damaged, or of a kind that cannot be read; get it again"
@@ -122,11 +120,14 @@ def check_piece(n_bytes: int, what: str) -> None:
         )
 
 
-def check_xml(xml: str, what: str, remedy: str) -> None:
-    """Refuse XML that takes far more memory than its text: of very many elements, or with entities, which may grow."""
+def check_xml(xml: str, what: str, remedy: str, *, most: int) -> None:
+    """Refuse XML that takes far more memory than its text: of very many elements, or with entities, which may grow.
+
+    `most` is how many tags and attributes it may have; each takes up to 400 bytes.
+    """
     n_marks = xml.count("<") + xml.count("=")
-    if n_marks > MOST_MARKS:
-        raise ImageError(f"{what} has {n_marks} tags and attributes, over {MOST_MARKS}. {remedy}")
+    if n_marks > most:
+        raise ImageError(f"{what} has {n_marks} tags and attributes, over {most}. {remedy}")
     if "<!DOCTYPE" in xml:
         raise ImageError(f"{what} defines a type of its own, which is not read. {remedy}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import sys
 from typing import Any
 from xml.etree import ElementTree
 
@@ -36,8 +35,8 @@ from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 # What a file begins with; the last number is that of the characters of its XML, of two bytes each.
 HEADER = struct.Struct("<IIBI")
-# Most bytes of this in the file, and in memory, where letters that are not Latin make it longer.
-LARGEST_XML, LARGEST_TEXT = 2**26, 3 * 2**24
+# Most bytes of this in the file, and most tags and attributes, which take up to 0.9 GB.
+LARGEST_XML, MOST_MARKS = 2**27, 3_000_000
 FEWER_IMAGES = "If the file is not damaged, save fewer images in it, in LAS X"
 # Pixels are read with what lies between them if that is not more than they are.
 SPARSE = 2
@@ -69,9 +68,7 @@ class LifImage(ChunkedImage):
         if n_bytes > LARGEST_XML:
             raise ImageError(f"{what} has {n_bytes} bytes, over {LARGEST_XML}. {FEWER_IMAGES}")
         xml = str(self._file.read(HEADER.size, n_bytes), "utf-16-le")
-        if (n_bytes := sys.getsizeof(xml)) > LARGEST_TEXT:
-            raise ImageError(f"{what} takes {n_bytes} bytes, over {LARGEST_TEXT}. {FEWER_IMAGES}")
-        check_xml(xml, what, FEWER_IMAGES)
+        check_xml(xml, what, FEWER_IMAGES, most=MOST_MARKS)
 
     def _read_metadata(self, lif: Any, inside: str, axes: str | None) -> None:
         image = self._chosen(lif.xml_element, _plain(inside))

@@ -17,6 +17,8 @@ PART, MARK = struct.Struct("<4sIQ"), b"\xda\xce\xbe\x0a"
 PARSED = ("ImageAttributes{}!", "ImageMetadataSeq{}|0!", "ImageMetadata{}!", "ImageTextInfo{}!")
 # Most bytes of such a part, unpacked too.
 LARGEST = 2**24
+# Most tags and attributes of one that is XML.
+MOST_MARKS = 1_200_000
 # How something packed begins, before data of zlib.
 PACKED, PACKED_AT = b"L", 12
 PACKED_INSIDE = re.compile(rb"L(?=[\s\S]{11}[\x08\x18\x28\x38\x48\x58\x68\x78])")
@@ -55,7 +57,7 @@ def _checked(file: OpenFile, part: bytes, start: int, name: str) -> bytes:
     if any(_is_packed(whole, found.start() + PACKED_AT) for found in PACKED_INSIDE.finditer(whole)):
         raise ImageError(f"{name}: its {part.decode()} is packed within, too. {DAMAGED}")
     if whole.startswith(b"<"):
-        check_xml(whole.decode(errors="replace"), f"{name}: its {part.decode()}", DAMAGED)
+        check_xml(whole.decode(errors="replace"), f"{name}: its {part.decode()}", DAMAGED, most=MOST_MARKS)
     return data
 
 
