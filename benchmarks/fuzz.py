@@ -24,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,8 @@ def change_value(document: object, random: np.random.Generator) -> None:
             if random.random() < 0.2:
                 del document[key]
             else:
-                document[key] = VALUES[random.integers(len(VALUES))]
+                # A copy, as later mutations change it.
+                document[key] = deepcopy(VALUES[random.integers(len(VALUES))])
             return
         document = document[key]
 
