@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from store_helpers import LABELS, LAYOUTS
 
-from tilenet.errors import (
-    SettingsError,
-)
+from tilenet.errors import SettingsError
 from tilenet.store import Layout, TissueMap
 
 
