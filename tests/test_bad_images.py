@@ -116,6 +116,20 @@ def test_ome_xml_that_lacks_its_last_bytes_is_not_left_out(shared_data, tmp_path
     refused(file_of(tmp_path, content[:-1], "cut.ome.tif"), says="its tag 270 ends beyond that")
 
 
+@pytest.mark.parametrize(
+    ("xml", "says"),
+    [
+        ('<!DOCTYPE a [<!ENTITY e "b">]><OME>&e;</OME>', "its OME-XML defines a type of its own"),
+        ("<OME>" + "<a/>" * 99 + "</OME>", "its OME-XML has 103 tags and attributes, over 100"),
+    ],
+)
+def test_ome_xml_that_grows_in_memory_is_refused_before_it_is_parsed(tmp_path, refused, monkeypatch, xml, says):
+    monkeypatch.setattr("tilenet.readers.tiff_metadata.MOST_MARKS", 100)
+    path = tmp_path / "grows.ome.tif"
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint8), description=f'<?xml version="1.0"?>{xml}', metadata=None)
+    refused(path, says=says)
+
+
 def test_a_loop_of_many_directories_is_found(tmp_path, refused):
     n, size = 300, 2 + 9 * 12 + 4
     pages = [directory(*plain(), following=8 + size * ((i + 1) if i + 1 < n else 150))[8:] for i in range(n)]

@@ -11,13 +11,15 @@ from tifffile import PHOTOMETRIC
 
 from tilenet.errors import ImageError
 from tilenet.readers.coordinates import MICROMETERS
-from tilenet.readers.guards import positive_or_none
+from tilenet.readers.guards import DAMAGED, check_xml, positive_or_none
 from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 
 # Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
 SANE = (1e-4, 40.0)
 CENTIMETER, INCH = 3, 2
+# Most tags and attributes of OME-XML: some 20 describe each plane, of which there are 2^18 at most.
+MOST_MARKS = 6_000_000
 COLOR = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
 
 
@@ -59,6 +61,7 @@ def _of_ome(tiff: Any) -> dict[str, float | None]:
 
 def check_ome(tiff: Any, *, name: str) -> list[str]:
     """Refuse implausible OME-XML, and return the names of the other files that hold parts of the image."""
+    check_xml(tiff.ome_metadata, f"{name}: its OME-XML", DAMAGED, most=MOST_MARKS)
     elements = ElementTree.fromstring(tiff.ome_metadata).iter()
     files = []
     for element in elements:
