@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+from contents import lines_of
 from drawn_regions import BAD, feature, rectangle, square, write_regions
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from tissue_images import OPTIONS, SIDES, a_slide, blocks_of, glass  # noqa: F40
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.export.table import write_table
 from tilenet.resolution import AS_STORED, Resolution
 from tilenet.store import Store
 from tilenet.tissue.regions import tissue_in_regions
@@ -286,6 +288,25 @@ def test_the_command_says_how_much_lies_outside_of_the_regions(slide, tmp_path, 
     assert code == 0 and "as the network gives" in out
     picture = ("overlay", slide, tmp_path / "m.zarr", "--tissue", "--within", path, "--out", tmp_path / "o.png")
     assert tilenet_command(*picture)[0] == 0
+
+
+def test_what_was_looked_at_only_in_regions_has_no_density_of_the_whole_slide(slide, tmp_path, tilenet_command):
+    path = write_regions(tmp_path / "regions.geojson", [feature([rectangle(600, 310, 900, 600)])])
+    mask = tilenet.segment(slide, tmp_path / "m.zarr", objects=True, tissue=path, **OPTIONS)
+    found = write_table(mask, tmp_path / "m.csv")
+    lines = [line for line in lines_of(tmp_path / "m.csv") if line["class"] == "class 1"]
+    with_centre = [line for line in lines if mask.tissue.holds(int(float(line["y"])), int(float(line["x"])))]
+    assert 0 < len(with_centre) == found.in_tissue["class 1"] < len(lines) == found.counts["class 1"]
+    assert found.per_mm2 == {}
+    density = len(with_centre) / found.tissue_mm2
+    assert found.per_mm2_of_tissue == {"class 1": pytest.approx(density)}
+    command = ("export", mask.path, "--csv", tmp_path / "m.csv", "--overwrite")
+    code, out, _ = tilenet_command(*command)
+    per = f"{density:.3g} per mm2, {found.tissue_mm2:.4g} mm2"
+    counted = f"{len(lines)} class 1 objects, {len(with_centre)} class 1 objects in the drawn regions"
+    assert code == 0 and out == f"{tmp_path / 'm.csv'}: {counted} ({per})\n"
+    code, out, _ = tilenet_command(*command, "--json")
+    assert code == 0 and json.loads(out)["csv"]["per_mm2"] == {}
 
 
 def test_a_list_names_the_regions_of_each_image(slide, tmp_path):

@@ -80,6 +80,8 @@ def _per(found: Measured, kind: str) -> str:
     ', 0.401 cell objects per mm2'
     """
     (space, density), of_tissue = _density(found), _rounded(found.per_mm2_of_tissue)
+    if found.only_regions and found.mm2 is not None:
+        return _per_of_regions(found, of_tissue, kind)
     if not density:
         return ", no density as the pixel size is unknown"
     small = found.mm3 is not None and found.mm3 < SMALL
@@ -92,6 +94,16 @@ def _per(found: Measured, kind: str) -> str:
         + (f" ({_number(of_tissue[name])} per mm2 of tissue, {found.tissue_mm2:.4g} mm2)" if of_tissue else "")
         for name, value in sorted(density.items())
         if value
+    )
+
+
+def _per_of_regions(found: Measured, density: Mapping[str, float], kind: str) -> str:
+    """Return as text what lies in the regions that alone were looked at, and its densities."""
+    counted = {name: n for name, n in sorted(found.in_tissue.items()) if found.counts[name]}
+    per = {name: f"{_number(value)} per mm2, " for name, value in density.items()}
+    return "".join(
+        f", {n} {_what(name, _of(n, kind))} in the drawn regions ({per.get(name, '')}{found.tissue_mm2:.4g} mm2)"
+        for name, n in counted.items()
     )
 
 

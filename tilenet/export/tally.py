@@ -77,6 +77,7 @@ def _empty_result(mask: AnyMask, out: Path, grid: MaskPlacement) -> Measured:
     found.in_tissue, found.inside = Counter(none), prod(inside) / prod(mask.shape[-2:])
     if mask.tissue is not None:
         found.tissue_share = mask.tissue.tissue_fraction(mask.box, inside)
+        found.only_regions = "regions" in mask.info["tissue"]
     found.volumes, found.voxel_um3 = has_volumes(mask), voxel
     if found.volumes:
         first, planes = mask.origin[-3], mask.shape[-3]

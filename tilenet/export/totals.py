@@ -65,6 +65,9 @@ class Measured:
         Number of shapes smaller than `min_area`.
     tissue_share : float or None
         Share of the mask that its tissue map counts as tissue; None without a tissue map.
+    only_regions : bool
+        Whether drawn regions, as tissue, said where to look. What lies elsewhere is not known, so that there is no
+        density of the whole plane.
     in_tissue : dict
         Number of lines by class whose centroid lies in tissue: whole blocks are computed, so that shapes outside are
         found too. Zeros without a tissue map.
@@ -91,6 +94,7 @@ class Measured:
     inside: float = 1.0
     left_out: int = 0
     tissue_share: float | None = None
+    only_regions: bool = False
     in_tissue: Counter[str] = field(default_factory=Counter)
     regions: list[InRegion] = field(default_factory=list)
     positive: Counter[str] = field(default_factory=Counter)
@@ -143,8 +147,8 @@ class Measured:
 
     @property
     def per_mm2(self) -> dict[str, float]:
-        """Number of lines by class per square millimetre of all planes; empty if the pixel size is unknown."""
-        return per_size(self.counts, self.mm2)
+        """Number of lines by class per square millimetre of all planes; empty if either is unknown."""
+        return {} if self.only_regions else per_size(self.counts, self.mm2)
 
     @property
     def per_mm3(self) -> dict[str, float]:
