@@ -27,7 +27,7 @@ def by_chance(batch):
 
 DOUBTFUL = {
     "norm": (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.InstanceNorm2d(2)), "there are seams"),
-    "reach": (nn.Sequential(nn.Conv2d(1, 2, 5, padding=2)), "there are seams"),
+    "reach": (nn.Sequential(nn.Conv2d(1, 2, 5, padding=2)), r"there are seams.* tilenet\.measure_footprint\(network\)"),
     "random": (by_chance, "gives other logits for the same pixels"),
     "not checked": (lambda x: np.where(x % 1, np.inf, x - 100), "was not checked for seams"),
     "batch": (lambda batch: batch - batch.mean(axis=0), "with the other tiles of its batch"),

@@ -181,7 +181,8 @@ def doubts(answer: Answer) -> Iterator[str]:
         yield (
             f"a tile and a part of it differ by {answer.seam:.2g} of the logits' range, so that there are seams. The "
             f"footprint's reach (of Footprint.valid: spoiled) or step is too small, or a layer depends on the whole "
-            f"tile, as instance and group normalisation do"
+            f"tile, as instance and group normalisation do. tilenet.measure_footprint(network) finds out which, if the "
+            f"network pads"
         )
     if answer.mixing:
         yield (
