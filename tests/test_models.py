@@ -44,6 +44,15 @@ def test_a_saved_model_has_the_same_bytes_in_every_process(tmp_path):
     assert file[8:end].decode().rstrip() == json.dumps(header, sort_keys=True, separators=(",", ":"))
 
 
+def test_all_weights_are_saved_whatever_a_subclass_lists(tmp_path):
+    class Silent(UNet):
+        def state_dict(self, *args, **kwargs):
+            return {}
+
+    network = Silent(1, 2, 2, 1, batch_norm=True)
+    assert fingerprint(load_model(save_model(network, tmp_path / "cells.safetensors"))) == fingerprint(network)
+
+
 def test_a_saved_model_comes_back_with_its_card(tmp_path):
     network = UNet(3, 3, 2, 1, batch_norm=True, up_mode="upsample", pool_size=(2, 2))
     path = save_model(network, tmp_path / "cells.safetensors", card=CARD)

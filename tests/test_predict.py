@@ -99,6 +99,22 @@ def test_after_a_change_of_weights_the_next_image_gets_the_new_ones(network, cha
     assert not np.array_equal(after, before)
 
 
+class Silent(tilenet.UNet):
+    """A network that saves no weights: an adapter around one that is stored elsewhere."""
+
+    def state_dict(self, *args, **kwargs):
+        return {}
+
+
+def test_the_weights_that_a_network_does_not_save_count_too():
+    network, image = Silent(depth=2, wf=3).eval(), BATCH[0, 0]
+    before = tilenet.segment(image, model=network, output="logits")
+    change(network)
+    after = tilenet.segment(image, model=network, output="logits")
+    assert np.array_equal(after, tilenet.segment(image, model=copy.deepcopy(network), output="logits"))
+    assert not np.array_equal(after, before)
+
+
 def test_a_layer_that_was_changed_since_the_check_is_noticed(network, built, caplog):
     image, footprint = BATCH[0, 0], network.footprint
     tilenet.segment(image, model=network)

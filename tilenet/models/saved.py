@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,9 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
         raise ModelError(f"{path}: models are written as .safetensors. Change the ending")
     card = card or model.card or ModelCard()
     card = replace(card, name=card.name or path.stem, architecture=model.options).completed(model.n_classes)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # Not with `save_file`, which makes files that only their owner may read.
     with put_whole(path) as part:
-        part.write_bytes(_in_order(save(state, metadata={"format": "pt", "tilenet": card.to_json()})))
+        part.write_bytes(_in_order(save(_weights(model), metadata={"format": "pt", "tilenet": card.to_json()})))
     return path
 
 
@@ -188,12 +188,16 @@ def convert_model(
 def fingerprint(network: nn.Module) -> str:
     """Return the sha256 of a network's weights, which is that of its form of `torch.compile`, too."""
     digest = hashlib.sha256()
-    weights = {key.replace(COMPILED, ""): value for key, value in network.state_dict().items()}
-    for key, value in sorted(weights.items()):
-        value = value.detach().cpu().contiguous()
+    for key, value in sorted((key.replace(COMPILED, ""), value) for key, value in _weights(network).items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _weights(network: nn.Module) -> State:
+    """Return all weights by name; `state_dict` of a network may leave some out, or add values that are no tensors."""
+    kept = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
+    return {name: value.detach().cpu().contiguous() for name, value in kept}
 
 
 def class_name(model: object) -> str:
