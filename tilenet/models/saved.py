@@ -190,7 +190,7 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in sorted((key.replace(COMPILED, ""), value) for key, value in _weights(network).items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
