@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tilenet.errors import ImageError, TilenetError
+from tilenet.errors import ImageError, closed_on_error
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of, letters_of_long
 from tilenet.readers.cache import PieceCache
@@ -51,18 +51,13 @@ class CziImage(ChunkedImage):
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
         with needing(path, kind="a CZI file", library="pylibCZIrw", extra="czi"):
             from pylibCZIrw import czi
-        self.name = path
-        self._lock, self._cache = Lock(), PieceCache()
+        self.name, self._lock, self._cache = path, Lock(), PieceCache()
         self._czi: Any = None
-        try:
-            with as_image_errors(f"{path}: cannot be read as a CZI", DAMAGED):
-                _refuse_cut(path)
-                self._czi = czi.CziReader(path)
-                self._read_metadata(axes)
-                check_missing(self.n_missing, missing, name=path, pieces=f"{prod(self._maps[0].shape[:3])} planes")
-        except TilenetError:
-            self.close()
-            raise
+        with as_image_errors(f"{path}: cannot be read as a CZI", DAMAGED), closed_on_error(self):
+            _refuse_cut(path)
+            self._czi = czi.CziReader(path)
+            self._read_metadata(axes)
+            check_missing(self.n_missing, missing, name=path, pieces=f"{prod(self._maps[0].shape[:3])} planes")
 
     def _read_metadata(self, axes: str | None) -> None:
         extents: dict[str, tuple[int, int]] = self._czi.total_bounding_box_no_pyramid

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.errors import ImageError, TilenetError
+from tilenet.errors import ImageError, closed_on_error
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, axis_map_of, letters_of_long
 from tilenet.readers.cache import PieceCache
@@ -48,19 +48,16 @@ class DicomImage(ChunkedImage):
         self.name, self._cache = path, PieceCache()
         self._slide: Any = None
         files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
-        try:
-            with quietly("wsidicom"), as_image_errors(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
-                heads = _heads(files, path)
-                self._identity = _identity(files, heads)
-                # Tiles are kept once, in tilenet's own cache.
-                caches = Settings(decoded_frame_cache_size=0, encoded_frame_cache_size=0)
-                self._slide = wsidicom.WsiDicom.open(files, settings=caches)
-                self._read_metadata(axes)
-                self._check_levels(files, heads)
-                check_missing(self.n_missing, missing, name=path)
-        except TilenetError:
-            self.close()
-            raise
+        what = f"{path}: cannot be read as a DICOM whole-slide image"
+        with quietly("wsidicom"), as_image_errors(what, DAMAGED), closed_on_error(self):
+            heads = _heads(files, path)
+            self._identity = _identity(files, heads)
+            # Tiles are kept once, in tilenet's own cache.
+            caches = Settings(decoded_frame_cache_size=0, encoded_frame_cache_size=0)
+            self._slide = wsidicom.WsiDicom.open(files, settings=caches)
+            self._read_metadata(axes)
+            self._check_levels(files, heads)
+            check_missing(self.n_missing, missing, name=path)
 
     def _read_metadata(self, axes: str | None) -> None:
         if len(self._slide.pyramids) != 1:

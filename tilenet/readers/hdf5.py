@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from tilenet.address import file_of, inside_of
-from tilenet.errors import ImageError, TilenetError
+from tilenet.errors import ImageError, closed_on_error
 from tilenet.geometry import Box
-from tilenet.readers.axes import axis_map_of
+from tilenet.readers.axes import axis_map_of, letters_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.guards import DAMAGED, LISTED, as_image_errors, positive_or_none
 from tilenet.readers.hdf5_file import (
@@ -97,17 +97,13 @@ class Hdf5Image(ChunkedImage):
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
         file = file_of(path)
         self.name, self._file, self._cache = path, open_file(str(file)), PieceCache()
-        try:
-            with as_image_errors(f"{path}: cannot be read as an image in HDF5", DAMAGED):
-                self._contents = contents = _contents(self._file, inside_of(path), path)
-                with file.open("rb") as opened:
-                    self._header, self._bytes = opened.read(HEADER_BYTES), os.fstat(opened.fileno()).st_size
-                self.reader, self.dtype = contents.reader, contents.grids[0].first.dtype
-                maps = [axis_map_of(contents.letters, grid.shape, axes=axes, name=path) for grid in contents.grids]
-                self._describe(maps, sizes_of_levels(maps, contents.sizes), contents.channel_names)
-        except TilenetError:
-            self.close()
-            raise
+        with as_image_errors(f"{path}: cannot be read as an image in HDF5", DAMAGED), closed_on_error(self):
+            self._contents = contents = _contents(self._file, inside_of(path), path)
+            with file.open("rb") as opened:
+                self._header, self._bytes = opened.read(HEADER_BYTES), os.fstat(opened.fileno()).st_size
+            self.reader, self.dtype = contents.reader, contents.grids[0].first.dtype
+            maps = [axis_map_of(contents.letters, grid.shape, axes=axes, name=path) for grid in contents.grids]
+            self._describe(maps, sizes_of_levels(maps, contents.sizes), contents.channel_names)
 
     @property
     def keeps_pieces(self) -> bool:  # type: ignore[override]
@@ -167,11 +163,10 @@ def _letters(dataset: Any) -> tuple[str, ...]:
     names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names]
     if not any(names) and (tags := text_of(dataset, "axistags")):
         names = [str(axis.get("key", "")) for axis in json.loads(tags)["axes"]]
-    if any(names):
-        if len(names) != dataset.ndim:
-            raise ValueError(f"{len(names)} names for {dataset.ndim} axes")
-        return tuple(n if len(n) == 1 else "?" for n in names)
-    return ("y", "x") if dataset.ndim == 2 else ("?",) * dataset.ndim
+    names = names if any(names) else []
+    if names and len(names) != dataset.ndim:
+        raise ValueError(f"{len(names)} names for {dataset.ndim} axes")
+    return letters_of(names, dataset.ndim)
 
 
 def _sizes(dataset: Any) -> dict[str, float | None]:
