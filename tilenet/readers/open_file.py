@@ -19,8 +19,7 @@ class OpenFile:
 
     def read(self, start: int, n: int) -> memoryview:
         """Return n bytes from a place on, all of them (`ImageError` if the file ends before)."""
-        if self._file < 0:
-            raise ImageError(f"{self._name}: is closed. Open it again")
+        self.check_open()
         self.check_end(start + n)
         data, done = np.empty(n, np.uint8).data, 0
         while done < n:
@@ -29,6 +28,11 @@ class OpenFile:
                 raise ImageError(f"{self._name}: is cut off at byte {start + done}. Get it again")
             done += read
         return data
+
+    def check_open(self) -> None:
+        """Refuse to read after `close`."""
+        if self._file < 0:
+            raise ImageError(f"{self._name}: is closed. Open it again")
 
     def check_end(self, end: int) -> None:
         """Refuse what ends behind the file."""

@@ -154,7 +154,7 @@ class TiffImage(StoredImage):
             digest.update(segments.counts.astype("<u8").tobytes())
         return {
             "kind": "tiff",
-            "bytes": self._pages.size,
+            "bytes": self._pages.n_bytes,
             "tables_sha256": digest.hexdigest(),
             "missing": self.n_missing,
         }

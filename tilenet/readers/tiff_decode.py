@@ -17,6 +17,7 @@ from tilenet.readers.cache import PieceCache
 from tilenet.readers.decoded_size import picture_size
 from tilenet.readers.guards import as_image_errors
 from tilenet.readers.image import Pixels
+from tilenet.readers.open_file import OpenFile
 from tilenet.readers.tiff_pages import Segments
 
 # Compressions whose decoder takes JPEG tables.
@@ -36,30 +37,18 @@ ROWS_AT_ONCE = 2**26
 Ranges = list[tuple[int, int]]
 
 
-class PageReader:
-    """Fills arrays from the pages of an open TIFF, which stays open until `close`, from any number of threads."""
+class PageReader(OpenFile):
+    """Fills arrays from the pages of an open TIFF, from any number of threads."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self.cache = PieceCache()
-        self._file = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._file).st_size
-        self.head = os.pread(self._file, 16, 0)
+        super().__init__(Path(path), name=path)
+        self.path, self.cache, self.head = path, PieceCache(), os.pread(self._file, 16, 0)
 
     def fill(self, out: Pixels, segments: Segments, *, page: int, ranges: Ranges) -> None:
         """Read a part of a page of a level, by its number, into `out`: `ranges` along (S, D, L, W, C)."""
-        if self._file < 0:
-            raise ImageError(f"{self.path}: is closed. Open it again")
+        self.check_open()
         read = self._rows if segments.raw else self._segments
         read(out, segments, page, ranges)
-
-    def close(self) -> None:
-        """Close the file."""
-        file, self._file = getattr(self, "_file", -1), -1
-        if file >= 0:
-            os.close(file)
-
-    __del__ = close
 
     def _segments(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
         channels, counts, grid = slice(*ranges[4]), segments.counts[page], segments.grid
