@@ -53,7 +53,7 @@ class ArrayImage(StoredImage):
     def _read(self, box: Box, channels: Span | None) -> Pixels:
         out, stored = self._maps[0].empty(box, self.dtype, channels)
         with as_image_errors(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
-            part = self._array[tuple(slice(a, b) for a, b in self._maps[0].ranges(box, channels))]
+            part = self._array[self._maps[0].stored_box(box, channels).slices]
             pixels = np.asarray(self._computed(part) if hasattr(part, "compute") else part)
             if pixels.shape != stored.shape or not np.can_cast(pixels.dtype, self.dtype):
                 raise ImageError(  # tasks of dask may give other than the array says, and NumPy would convert it

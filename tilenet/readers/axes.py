@@ -51,15 +51,16 @@ class AxisMap:
         """Whether some channels can be read alone: they are one stored dimension, in front of y and x."""
         return self.letters.count("c") == 1 and self.letters.index("c") < self.letters.index("y")
 
-    def ranges(self, box: Box, channels: Span | None) -> list[Span]:
-        """Return start and stop along every stored dimension, for a box over the axes without ``c``.
+    def stored_box(self, box: Box, channels: Span | None) -> Box:
+        """Return the box over the stored dimensions of a box over the axes without ``c``.
 
         `channels` is a half-open range of channels, allowed if `separates_channels`; None stands for all channels.
         """
         wanted = dict(zip(self.axes.replace("c", ""), zip(box.start, box.stop, strict=True), strict=True))
         if channels is not None:
             wanted["c"] = channels
-        return [wanted.get(a, (0, n)) for a, n in zip(self.letters, self.shape, strict=True)]
+        spans = [wanted.get(a, (0, n)) for a, n in zip(self.letters, self.shape, strict=True)]
+        return Box(tuple(start for start, _ in spans), tuple(stop for _, stop in spans))
 
     def empty(self, box: Box, dtype: np.dtype[Any], channels: Span | None) -> tuple[Pixels, Pixels]:
         """Allocate an unfilled array, and return two views of it: (C, *box.shape), and in the stored dimensions.
@@ -69,7 +70,7 @@ class AxisMap:
         memory, at the place of the first of them.
         """
         letters = [a for a in self.letters if a]
-        lengths = [b - a for (a, b), letter in zip(self.ranges(box, channels), self.letters, strict=True) if letter]
+        lengths = [n for n, a in zip(self.stored_box(box, channels).shape, self.letters, strict=True) if a]
         channel_dims = [i for i, a in enumerate(letters) if a == "c"]
         others, place = [i for i, a in enumerate(letters) if a != "c"], min(channel_dims, default=0)
         order = others[:place] + channel_dims + others[place:]

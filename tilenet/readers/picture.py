@@ -48,7 +48,7 @@ class PictureImage(StoredImage):
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
         out, stored = self._maps[0].empty(box, self.dtype, channels)
-        stored[...] = self._pixels[tuple(slice(a, b) for a, b in self._maps[0].ranges(box, channels))]
+        stored[...] = self._pixels[self._maps[0].stored_box(box, channels).slices]
         return out
 
     def identity(self) -> dict[str, Any]:

@@ -66,8 +66,7 @@ class ChunkedImage(StoredImage):
     def _read(self, box: Box, channels: Span | None) -> Pixels:
         axis_map = self._maps[self.level]
         out, stored = axis_map.empty(box, self.dtype, channels)
-        starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
-        asked = Box(starts, stops)
+        asked = axis_map.stored_box(box, channels)
         with as_image_errors(f"{self.name}: {box} of level {self.level} cannot be decoded", self._remedy):
             pieces = list(self._pieces(asked, joined="c" if channels is None else ""))
             for piece, pixels in zip(pieces, self._pixels_of(pieces), strict=True):

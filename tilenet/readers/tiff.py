@@ -137,7 +137,8 @@ class TiffImage(StoredImage):
     def _read(self, box: Box, channels: Span | None) -> Pixels:
         axis_map, segments = self._maps[self.level], self._segments[self.level]
         out, stored = axis_map.empty(box, self.dtype, channels)
-        ranges, outer = axis_map.ranges(box, channels), axis_map.shape[:-5]
+        asked, outer = axis_map.stored_box(box, channels), axis_map.shape[:-5]
+        ranges = list(zip(asked.start, asked.stop, strict=True))
         with as_image_errors(f"{self.name}: {box} cannot be read", DAMAGED):
             for index in product(*(range(a, b) for a, b in ranges[:-5])):
                 page = int(np.ravel_multi_index(index, outer)) if outer else 0

@@ -94,9 +94,7 @@ def _of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | None]:
 
 def _of_tags(page: Any) -> dict[str, float | None]:
     unit = {CENTIMETER: 1e4, INCH: 2.54e4}.get(_tag(page, "ResolutionUnit"))
-    if unit is None:
-        return {}
-    return _plausible(_resolution(page, unit))
+    return _plausible(_resolution(page, unit)) if unit else {}
 
 
 def _resolution(page: Any, unit: float) -> dict[str, float | None]:

@@ -16,9 +16,8 @@ from tilenet.readers.cache import PieceCache
 from tilenet.readers.coordinates import CoordinateTransform, along, in_known_units
 from tilenet.readers.guards import LONGEST_AXIS, as_image_errors, pixel_dtype, quietly
 from tilenet.readers.image import Pixels
-from tilenet.readers.stored import ChunkedImage, Sizes
+from tilenet.readers.stored import ChunkedImage, Sizes, sizes_of_levels
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
-from tilenet.resolution import coarser_size
 
 DAMAGED = "The image is damaged; get it again"
 # Most bytes of chunks that one call to zarr decodes.
@@ -137,12 +136,12 @@ def _array(node: Node) -> tuple[list[Node], Multiscales]:
 
 def _pixel_sizes(axis_maps: Sequence[AxisMap], stored: Sequence[Sequence[float | None]]) -> list[Sizes]:
     """Return the pixel size of each level along the axes without ``c``; a missing one follows from the first level."""
-    found: list[dict[str, float | None]] = []
-    for axis_map, level in zip(axis_maps, stored, strict=True):
-        size = {a: n for a, n in zip(axis_map.letters, level, strict=True) if a and a != "c"}
-        lengths = dict(zip(axis_map.axes, axis_map.image_shape, strict=True))
-        for a in [a for a, n in size.items() if n is None and found and found[0].get(a) is not None]:
-            finest = dict(zip(axis_maps[0].axes, axis_maps[0].image_shape, strict=True))[a]
-            size[a] = coarser_size(found[0][a], finest, lengths[a])
-        found.append(size)
-    return [tuple(size.values()) for size in found]
+    said = [
+        {a: n for a, n in zip(axis_map.letters, level, strict=True) if a and a != "c"}
+        for axis_map, level in zip(axis_maps, stored, strict=True)
+    ]
+    derived = sizes_of_levels(axis_maps, said[0])
+    return [
+        tuple(other if own is None else own for own, other in zip(size.values(), others, strict=True))
+        for size, others in zip(said, derived, strict=True)
+    ]
