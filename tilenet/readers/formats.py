@@ -18,34 +18,31 @@ from tilenet.address import last_name, shown
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.readers.decoded_size import BMP, JPEG, PNG
 
-SLIDE_NAMES = {
-    ".mrxs": "MIRAX",
-    ".vms": "Hamamatsu VMS",
-    ".vmu": "Hamamatsu VMU",
-    ".bif": "Ventana BIF",
-    ".scn": "Leica SCN",
-    ".svslide": "Sakura",
-}
+# MIRAX, Hamamatsu (twice), Ventana, Leica and Sakura.
+SLIDE_NAMES = (".mrxs", ".vms", ".vmu", ".bif", ".scn", ".svslide")
 HDF5 = b"\x89HDF\r\n\x1a\n"
+# Kinds of files by what they have at some byte; those above decide first.
 MAGIC = {
-    b"II*\0": "tiff",
-    b"MM\0*": "tiff",
-    b"II+\0": "tiff",
-    b"MM\0+": "tiff",
-    PNG: "png",
-    JPEG: "jpeg",
-    BMP: "bmp",
-    b"ZISRAWFILE": "czi",
-    b"\xda\xce\xbe\x0a": "nd2",
-    HDF5: "hdf5",
+    (0, b"II*\0"): "tiff",
+    (0, b"MM\0*"): "tiff",
+    (0, b"II+\0"): "tiff",
+    (0, b"MM\0+"): "tiff",
+    (0, PNG): "png",
+    (0, JPEG): "jpeg",
+    (0, BMP): "bmp",
+    (0, b"ZISRAWFILE"): "czi",
+    (0, b"\xda\xce\xbe\x0a"): "nd2",
+    (0, HDF5): "hdf5",
+    # A preamble of 128 bytes without meaning comes first (PS3.10, 7.1).
+    (128, b"DICM"): "dicom",
+    # A block of the user's may come first, which in MATLAB files is this long.
+    (512, HDF5): "hdf5",
 }
-PICTURES = ("png", "jpeg", "bmp")
+HEAD_BYTES = max(at + len(magic) for at, magic in MAGIC)
 # LIF files begin so, and have a mark behind a length.
 LIF, LIF_MARK_AT, LIF_MARK = b"p\0\0\0", 8, b"*"
-# DICOM files begin with a preamble of 128 bytes without meaning (PS3.10, 7.1).
-DICOM_AT, DICOM, DICOM_SUFFIX, DICOM_INDEX = 128, b"DICM", ".dcm", ("DICOMDIR",)
-# HDF5 may follow a block of the user's, which in MATLAB files is this long.
-HDF5_AT = 512
+PICTURES = ("png", "jpeg", "bmp")
+DICOM_SUFFIX, DICOM_INDEX = ".dcm", ("DICOMDIR",)
 # First bytes of files that people pass by mistake, and what to say about them.
 OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
@@ -69,23 +66,18 @@ READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, ND2, LIF, DICOM, zarr, OME-Zar
 
 
 def kind_of(path: str | Path) -> str:
-    """Return one of the kinds of `MAGIC`, or ``"slide"``, ``"lif"`` or ``"dicom"``; refuse other files."""
+    """Return one of the kinds of `MAGIC`, or ``"slide"`` or ``"lif"``; refuse other files."""
     head = _head(path)
     if Path(path).suffix.lower() in SLIDE_NAMES:
         return "slide"
     if what := ELSEWHERE.get(Path(path).suffix.lower()):
         raise ImageError(f"{path}: {what}")
-    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
-    if kind is None and head.startswith(LIF) and head[LIF_MARK_AT:].startswith(LIF_MARK):
-        kind = "lif"
-    if kind is None and head[DICOM_AT:].startswith(DICOM):
-        kind = "dicom"
-    if kind is None and head[HDF5_AT:].startswith(HDF5):
-        kind = "hdf5"
-    if kind is None:
-        what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
-        raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE} are read'}")
-    return kind
+    if head.startswith(LIF) and head.startswith(LIF_MARK, LIF_MARK_AT):
+        return "lif"
+    if kind := next((kind for (at, magic), kind in MAGIC.items() if head.startswith(magic, at)), None):
+        return kind
+    what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
+    raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE} are read'}")
 
 
 def refuse_remote_file(address: str) -> None:
@@ -123,7 +115,7 @@ def _head(path: str | Path) -> bytes:
     if not Path(path).is_file():
         raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
     with Path(path).open("rb") as file:
-        head = file.read(HDF5_AT + len(HDF5))
+        head = file.read(HEAD_BYTES)
     if not head:
         raise ImageError(f"{path}: is empty. Get it again")
     return head
