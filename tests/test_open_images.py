@@ -31,7 +31,7 @@ def open_now(monkeypatch):
         opened.append(self)
 
     monkeypatch.setattr(PageReader, "__init__", opening)
-    return lambda: [reader.path for reader in opened if reader._file >= 0]
+    return lambda: [reader.name for reader in opened if reader._file >= 0]
 
 
 def test_an_image_that_the_caller_opened_stays_open_whatever_is_done_with_it(slide, tmp_path):

@@ -30,8 +30,7 @@ from tilenet.readers.guards import (
     quietly,
 )
 from tilenet.readers.image import RGB, Pixels
-from tilenet.readers.nd2_frames import Frames, Layout
-from tilenet.readers.nd2_parts import parsed_parts
+from tilenet.readers.nd2_file import Frames, Layout, parsed_parts
 from tilenet.readers.open_file import OpenFile
 from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
@@ -56,10 +55,10 @@ class Nd2Image(ChunkedImage):
             self._file = OpenFile(file, name=path)
             with closed_on_error(self), nd2.ND2File(file) as about:
                 parts = _parts(about, nd2.__version__, path)
-                parsed = parsed_parts(self._file, parts, about.version, name=path)
+                parsed = parsed_parts(self._file, parts, about.version)
                 self._sha256 = hashlib.sha256(repr((sorted(parts.items()), parsed)).encode()).hexdigest()
                 layout = _layout(about.attributes, path)
-                self._frames = Frames(self._file, parts, layout, name=path)
+                self._frames = Frames(self._file, parts, layout)
                 self._read_metadata(about, file, layout, axes)
                 check_missing(self.n_missing, missing, name=path, pieces=f"{prod(self._maps[0].shape[:2])} frames")
 

@@ -14,7 +14,7 @@ class OpenFile:
     """A file that stays open until `close`; errors call it by a `name`."""
 
     def __init__(self, path: Path, *, name: str) -> None:
-        self._name, self._file = name, os.open(path, os.O_RDONLY)
+        self.name, self._file = name, os.open(path, os.O_RDONLY)
         self.n_bytes = os.fstat(self._file).st_size
 
     def read(self, start: int, n: int) -> memoryview:
@@ -25,19 +25,19 @@ class OpenFile:
         while done < n:
             read = os.preadv(self._file, [data[done:]], start + done)
             if not read:
-                raise ImageError(f"{self._name}: is cut off at byte {start + done}. Get it again")
+                raise ImageError(f"{self.name}: is cut off at byte {start + done}. Get it again")
             done += read
         return data
 
     def check_open(self) -> None:
         """Refuse to read after `close`."""
         if self._file < 0:
-            raise ImageError(f"{self._name}: is closed. Open it again")
+            raise ImageError(f"{self.name}: is closed. Open it again")
 
     def check_end(self, end: int) -> None:
         """Refuse what ends behind the file."""
         if end > self.n_bytes:
-            raise ImageError(f"{self._name}: is cut off at byte {self.n_bytes}, of {end} at least. Get it again")
+            raise ImageError(f"{self.name}: is cut off at byte {self.n_bytes}, of {end} at least. Get it again")
 
     def close(self) -> None:
         """Close the file."""

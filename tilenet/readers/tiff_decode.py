@@ -42,7 +42,7 @@ class PageReader(OpenFile):
 
     def __init__(self, path: str) -> None:
         super().__init__(Path(path), name=path)
-        self.path, self.cache, self.head = path, PieceCache(), os.pread(self._file, 16, 0)
+        self.cache, self.head = PieceCache(), os.pread(self._file, 16, 0)
 
     def fill(self, out: Pixels, segments: Segments, *, page: int, ranges: Ranges) -> None:
         """Read a part of a page of a level, by its number, into `out`: `ranges` along (S, D, L, W, C)."""
@@ -64,7 +64,7 @@ class PageReader(OpenFile):
 
     def _decode(self, segments: Segments, page: int, number: int) -> Pixels:
         """Return the pixels of one segment: (d, l, w, c)."""
-        what = f"{self.path}: tile {number} of page {page} cannot be decoded"
+        what = f"{self.name}: tile {number} of page {page} cannot be decoded"
         with as_image_errors(what, "The file is damaged; get it again"):
             data = self._bytes(segments, page, int(segments.offsets[page, number]), int(segments.counts[page, number]))
             _check_stream(segments, data, what)
