@@ -9,9 +9,8 @@ layout, tissue_map, metadata     what lies where in a mask; where there is tissu
 codec, blocks, pyramid           shards in memory; the blocks on disk; coarser levels
 journal, journal_parser, damage  which blocks are written; its lines, many at once; files that are not as written
 file_system, destination, build  each change of the disk; where a store may go; how it is made there, whole
-leftovers                        what killed processes left beside it
 lease, lease_holder              who may write, by files with a heartbeat; the process that holds one
-shared_run, flight_notes         the run that shares have in common; which flights were begun
+leftovers, shared_run            what killed processes left beside a store; the run that shares have in common
 opening, writer, seal            a store that is being written: opened, filled, finished
 mask, guarded_files              a complete mask, and its files, of which none may be lost
 label_list                       the labels that an OME-Zarr image lists

@@ -49,10 +49,6 @@ class Blocks:
         journal.load(self.path / OWN)
         return journal
 
-    def load(self) -> None:
-        """Read the journal now, not on first access: threads that share the store need it from the start."""
-        _ = self.journal
-
     def pending(self, level: int, among: range | None = None) -> Iterator[int]:
         """Yield the blocks, all or in a range, that the journal lacks or whose files have other sizes than it says."""
         among = range(self.layout.n_blocks(level)) if among is None else among

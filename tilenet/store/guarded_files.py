@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import LocalStore
 
 from tilenet.store.journal import Journal
-from tilenet.store.journal_parser import NO_FILE, UNKNOWN
 from tilenet.store.layout import DOCUMENTS, PROBABILITIES, Layout
 from tilenet.store.metadata import OWN
 
@@ -76,5 +75,5 @@ class GuardedFiles(LocalStore):
             return False
         level = 0 if self.array == PROBABILITIES else int(self.array)
         name = "/".join((self.layout.folder(self.array), *numbers))
-        size = self.journal.sizes(level, range(index, index + 1))[0][self.layout.files(level, index).index(name)]
-        return size not in (NO_FILE, UNKNOWN)
+        written = self.journal.files(level, index) or ()  # none if the journal lacks the block
+        return dict(zip(self.layout.files(level, index), written, strict=False)).get(name) is not None

@@ -195,6 +195,19 @@ def line_of(layout: Layout, level: int, index: int, files: Files) -> bytes:
     return _line({"level": level, "block": index, "files": listed})
 
 
+def lines_by(folder: Path, writer: str, blocks: Iterable[int]) -> dict[int, bytes]:
+    """Return, by block, the lines of a writer on some blocks of level 0."""
+    found, some = {}, set(blocks)
+    # It has no name if it was killed before it wrote that.
+    for path in (folder / FOLDER).glob(f"*-{writer}.jsonl") if writer else ():
+        for line in path.read_bytes().splitlines(keepends=True):
+            with suppress(ValueError, KeyError, TypeError):  # a line cut short: that block is written again
+                entry = json.loads(line)
+                if entry["level"] == 0 and entry["block"] in some:
+                    found[entry["block"]] = line
+    return found
+
+
 @contextmanager
 def _named_faults() -> Iterator[None]:
     """Raise a `ValueError` in place of any error that JSON of an unexpected form causes."""

@@ -32,7 +32,7 @@ class OpenedStore:
         self._blocks = Blocks(path, self.layout, uuid4().hex, allowed=self._check_allowed)
         if not isinstance(lease, Joined):
             with faults_named(path, what=ACCESSED):
-                self._blocks.load()
+                _ = self._blocks.journal  # read now, as threads that share the store need it from the start
 
     @classmethod
     def create(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
-from tilenet.store import flight_notes
-from tilenet.store.file_system import ACCESSED, faults_named
+from tilenet.store.file_system import ACCESSED, faults_named, put_bytes, remove_file
+from tilenet.store.journal import FOLDER, lines_by
 from tilenet.store.label_list import enlist
 from tilenet.store.metadata import OWN
 from tilenet.store.opening import OpenedStore
@@ -46,13 +48,19 @@ class Store(OpenedStore):
     def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, bytes] | None:
         """Note that this writer begins a flight, of an id unique in this store: some blocks, for a run that it joined.
 
-        Return the journal lines, by block, of the writer that has begun the flight before; None if there was none.
+        Return the journal lines, by block, of the writer that has begun the flight before; None if there was none. A
+        killed writer cannot report anything. But only one can create the note on a flight, so a second one that is sent
+        the same blocks finds it, and in it the name of the first, whose journal file lists what it has written.
         """
+        note = self._note_on(flight)
         try:
             self._check_allowed()
             with faults_named(self.path):
-                before = flight_notes.begin(self.path / OWN, flight, self._blocks.pen.writer)
-                return None if before is None else flight_notes.lines_by(self.path / OWN, before, blocks)
+                try:
+                    put_bytes(note, os.O_EXCL, self._blocks.pen.writer.encode(), names=("begin", "write"))
+                except FileExistsError:
+                    return lines_by(self.path / OWN, note.read_text(), blocks)
+                return None
         except EnvironmentFault:
             self._check_allowed()
             raise
@@ -60,12 +68,16 @@ class Store(OpenedStore):
     def is_begun(self, flight: str) -> bool:
         """Return whether a writer that joined has begun a flight that has not ended."""
         with faults_named(self.path, what=ACCESSED):
-            return flight_notes.is_begun(self.path / OWN, flight)
+            return self._note_on(flight).exists()
 
     def forget(self, flight: str) -> None:
         """Remove the note that a flight was begun, once its outcome is known."""
         with faults_named(self.path):
-            flight_notes.forget(self.path / OWN, flight)
+            remove_file(self._note_on(flight))
+
+    def _note_on(self, flight: str) -> Path:
+        # Finishing the store removes this folder, so that no writer can begin a flight after that.
+        return self.path / OWN / FOLDER / f"begun-{flight}"
 
     def adopt(self, line: bytes) -> None:
         """Record a block that a writer that joined has written, by the line that its `write` returned."""
