@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,12 +112,8 @@ class Blocks:
         """Put a whole file in place, without syncing its folder."""
         with faults_named(self.path / name, needed=len(data)):
             make_folder((self.path / name).parent)
-            write_file(self.path / name, [data], temporary=self.temporary(), allowed=self._allowed)
+            write_file(self.path / name, [data], within=self.path / OWN, allowed=self._allowed)
         return Written.of(data)
-
-    def temporary(self) -> Path:
-        """Return the name of a new temporary file; a resumed run removes those that are left over."""
-        return self.path / OWN / f"{uuid4().hex}.part"
 
     def coarser(self, level: int, index: int) -> CoarserBlock:
         """Return everything needed to make a block of a coarser level."""

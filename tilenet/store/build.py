@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from tilenet.errors import OutputExists, OutputLocked, TilenetError
 from tilenet.store.file_system import fsync_path, make_folder, remove_tree, step, write_file
@@ -43,7 +42,7 @@ def build(
         lease = Lease.take(new / OWN, path, share)
         for name, data in documents.items():
             make_folder((new / name).parent)
-            write_file(new / name, [data], temporary=new / OWN / f"{uuid4().hex}.part")
+            write_file(new / name, [data], within=new / OWN)
             step("sync folder", fsync_path, (new / name).parent)
         log(new / OWN, "created", **facts)
         if replace:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
-from uuid import uuid4
 
 from tilenet.errors import DiskFault, EnvironmentFault, OutputError, OutputExists, OutputLocked, refuse_windows
 from tilenet.store.file_system import (
@@ -20,6 +19,7 @@ from tilenet.store.file_system import (
     fsync_path,
     make_folder,
     nearest_folder,
+    new_part,
     remove_file,
     remove_tree,
     step,
@@ -181,7 +181,7 @@ def discard(store: Path) -> None:
 
 def _clock_of(own: Path) -> float:
     """Return the current time by the file server's clock; if killed, leaves a file that the next run removes."""
-    note = own / f"{uuid4().hex}.part"
+    note = new_part(own)
     step("note", note.touch)
     try:
         return note.stat().st_mtime

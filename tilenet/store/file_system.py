@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+from uuid import uuid4
 
 from tilenet.errors import DiskFault, EnvironmentFault, TilenetError
 
@@ -66,13 +67,17 @@ def nearest_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def write_file(
-    path: Path, parts: Iterable[bytes], *, temporary: Path, allowed: Callable[[], None] = lambda: None
-) -> None:
-    """Put a whole file in place, or leave what was there: never a partial file.
+def new_part(folder: Path) -> Path:
+    """Return a new name in a folder for a temporary file, which `remove_parts` removes if it is left over."""
+    return folder / f"{uuid4().hex}.part"
+
+
+def write_file(path: Path, parts: Iterable[bytes], *, within: Path, allowed: Callable[[], None] = lambda: None) -> None:
+    """Put a whole file in place, or leave what was there; until it is whole, it lies `within` another folder.
 
     Just before, `allowed` may raise. The folder is not synced, so that one `fsync_path` serves several files.
     """
+    temporary = new_part(within)
     try:
         handle = step("create", os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from tilenet.errors import OutputError, OutputLocked
 from tilenet.store.file_system import fsync_path, make_folder, remove_parts, step, write_file
@@ -76,8 +75,7 @@ def _change_now(group: Path, zarr_format: int, change: Callable[[Names], Names])
         if listed["labels"] == (before or []) and len(files) == 1:
             return
         for name, data in files.items():
-            temporary = lease.folder / f"{uuid4().hex}.part"
-            write_file(group / name, [data], temporary=temporary, allowed=lambda: lease.check(group))
+            write_file(group / name, [data], within=lease.folder, allowed=lambda: lease.check(group))
         step("sync folder", fsync_path, group)
 
 

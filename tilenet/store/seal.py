@@ -28,7 +28,7 @@ def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
     if damage := [found for found in find_damage(blocks) if found.block is not None]:
         raise blocks.lose(damage)
     lines = blocks.journal.sorted_lines(documents)
-    write_file(blocks.path / OWN / MERGED, lines, temporary=blocks.temporary())
+    write_file(blocks.path / OWN / MERGED, lines, within=blocks.path / OWN)
     step("sync folder", fsync_path, blocks.path / OWN)
     blocks.journal.documents = documents
 
@@ -45,7 +45,7 @@ def _mended_documents(blocks: Blocks) -> dict[str, Written]:
 def write_root(blocks: Blocks, info: Mapping[str, Any], *, complete: bool) -> None:
     """Write the root document, which says whether the store is complete."""
     document = root_document(blocks.layout, info, complete=complete)
-    write_file(blocks.path / blocks.layout.root, [document], temporary=blocks.temporary())
+    write_file(blocks.path / blocks.layout.root, [document], within=blocks.path / OWN)
     step("sync folder", fsync_path, blocks.path)
 
 

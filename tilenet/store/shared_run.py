@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tilenet.errors import OutputError
-from tilenet.store.file_system import put_bytes, put_under_new_name, remove_file
+from tilenet.store.file_system import new_part, put_bytes, put_under_new_name, remove_file
 
 TRIES = 100
 
@@ -22,7 +22,7 @@ def join(own: Path, count: int) -> str:
     for _ in range(TRIES):
         if found := run_of_shares(own, count):
             return found
-        note = own / f"{uuid4().hex}.part"
+        note = new_part(own)
         try:
             put_bytes(note, os.O_EXCL, uuid4().hex.encode(), sync=True)
             put_under_new_name("link", note, _place(own, count))
