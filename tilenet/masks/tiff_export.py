@@ -139,11 +139,9 @@ def _resolution(sizes: dict[str, float | None], factor: int) -> dict[str, Any]:
     return {"resolution": per_pixel, "resolutionunit": "CENTIMETER"}
 
 
-def _padded(pixels: Any) -> NDArray[Any]:
-    tile = np.zeros((TILE, TILE), pixels.dtype)
+def _padded(pixels: NDArray[Any]) -> NDArray[Any]:
     plane = pixels.reshape(pixels.shape[-2:])
-    tile[: plane.shape[0], : plane.shape[1]] = plane
-    return tile
+    return np.pad(plane, [(0, TILE - n) for n in plane.shape])
 
 
 def _compare(path: Path, mask: Mask) -> None:

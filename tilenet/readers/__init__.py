@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-from tilenet.address import absolute, file_of, is_address, shown
+from tilenet.address import absolute, file_of, is_address, parse_address, shown
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
 from tilenet.readers.calibrated import CalibratedImage, parse_pixel_size
@@ -157,10 +157,12 @@ def _open_path(path: str, *, axes: str | None, missing: Missing) -> Image:
 def _open_address(address: str, *, axes: str | None) -> Image:
     refuse_remote_file(address)
     with as_image_errors(f"{shown(address)}: cannot be opened", "Check the address"):
+        from tilenet.readers.remote import Remote
         from tilenet.readers.zarr import ZarrImage
-        from tilenet.readers.zarr_remote import open_folder
+        from tilenet.readers.zarr_remote import RemoteFolder
 
-        return ZarrImage(open_folder(address), axes=axes)
+        parsed = parse_address(address)
+        return ZarrImage(RemoteFolder(Remote(parsed), parsed.path), axes=axes)
 
 
 def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> Image:

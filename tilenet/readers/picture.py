@@ -52,7 +52,6 @@ class PictureImage(StoredImage):
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Return the file's size and hash."""
         return dict(self._identity)
 
 

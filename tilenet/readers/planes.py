@@ -41,8 +41,8 @@ class PlanesImage(Image):
             with self._open(0) as first:
                 _check_plane(first)
                 self._plane_axes, self._plane_shape, self.dtype = first.axes, first.shape, first.dtype
-                size, self.channel_names = first.pixel_size, first.channel_names
-                self.drops_alpha = first.drops_alpha
+                self._plane, size = Box.of_shape(first.box_shape), first.pixel_size
+                self.channel_names, self.drops_alpha = first.channel_names, first.drops_alpha
             self.n_missing = 0
             self._sha256 = hashlib.sha256("\n".join(map(self._probe, range(len(self._files)))).encode()).hexdigest()
         axis_map = axis_map_of(f"z{self._plane_axes}", (len(self._files), *self._plane_shape), axes=axes, name=path)
@@ -96,12 +96,8 @@ class PlanesImage(Image):
         """Return the pixels of a box of a plane: (C, y, x)."""
         small = prod(self._plane_shape) * self.dtype.itemsize <= CACHE_BYTES
         if small or kind_of(self._files[index]) in PICTURES:
-            return self._whole.get(index, lambda: self._read(index, Box.of_shape(self._plane_box)))[:, *box.slices]
+            return self._whole.get(index, lambda: self._read(index, self._plane))[:, *box.slices]
         return self._read(index, box)
-
-    @property
-    def _plane_box(self) -> tuple[int, ...]:
-        return tuple(n for n, a in zip(self._plane_shape, self._plane_axes, strict=True) if a != "c")
 
     def _read(self, index: int, box: Box) -> Pixels:
         with self._open(index) as image:

@@ -83,7 +83,7 @@ class Remote:
         """
 
         async def get() -> bytes | None:
-            data = await self._get(path, largest, part)
+            data = await self.fetch_anew(path, largest=largest, part=part)
             if data is None and absent:
                 await absent()
             return data
@@ -93,11 +93,8 @@ class Remote:
             return _part_of(whole, part["range"])
         return await self._cache.get((path, repr(part)) if part else path, get)
 
-    async def fetch_anew(self, path: str, *, largest: int) -> bytes | None:
-        """Return a file as it is now, bypassing the cache."""
-        return await self._get(path, largest, None)
-
-    async def _get(self, path: str, largest: int, part: dict[str, Any] | None) -> bytes | None:
+    async def fetch_anew(self, path: str, *, largest: int, part: dict[str, Any] | None = None) -> bytes | None:
+        """Return a file or a part of it as it is now, bypassing the cache."""
         from obstore.exceptions import BaseError
 
         try:

@@ -93,7 +93,6 @@ class SlideImage(ChunkedImage):
         return np.ascontiguousarray(colour)
 
     def identity(self) -> dict[str, Any]:
-        """Return the vendor, the file's size, the shapes of the levels, and OpenSlide's own hash of the slide."""
         return {
             "kind": "slide",
             "vendor": self._vendor,

@@ -147,7 +147,6 @@ class TiffImage(StoredImage):
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Return the file's size and a hash of its header and segment tables."""
         digest = hashlib.sha256(self._pages.head)
         for segments in self._segments:
             digest.update(repr((segments.page_shape, segments.segment_shape)).encode())

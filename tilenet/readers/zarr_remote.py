@@ -15,7 +15,6 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from tilenet.address import parse_address
 from tilenet.errors import EnvironmentFault
 from tilenet.readers.cache import KEPT_BYTES
 from tilenet.readers.remote import BucketNotFound, Forbidden, Remote
@@ -122,9 +121,3 @@ def _part(byte_range: ByteRequest | None) -> dict[str, object] | None:
     if isinstance(byte_range, SuffixByteRequest):
         return {"range": {"suffix": byte_range.suffix}}
     return {"range": {"offset": byte_range.offset}} if isinstance(byte_range, OffsetByteRequest) else None
-
-
-def open_folder(text: str) -> RemoteFolder:
-    """Return the folder at an address; nothing is fetched yet."""
-    address = parse_address(text)
-    return RemoteFolder(Remote(address), address.path)

@@ -137,9 +137,7 @@ class TissueMap:
     @cached_property
     def _sums(self) -> NDArray[np.int64]:
         """Number of `cells` above and left of each corner: a summed-area table."""
-        sums = np.zeros(tuple(n + 1 for n in self.cells.shape), np.int64)
-        sums[1:, 1:] = self.cells.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
-        return sums
+        return np.pad(self.cells.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
 
     @property
     def fraction(self) -> float:
