@@ -140,8 +140,8 @@ def _resolution(sizes: dict[str, float | None], factor: int) -> dict[str, Any]:
 
 
 def _padded(pixels: NDArray[Any]) -> NDArray[Any]:
-    plane = pixels.reshape(pixels.shape[-2:])
-    return np.pad(plane, [(0, TILE - n) for n in plane.shape])
+    height, width = pixels.shape[-2:]
+    return np.pad(pixels.reshape(height, width), ((0, TILE - height), (0, TILE - width)))
 
 
 def _compare(path: Path, mask: Mask) -> None:
