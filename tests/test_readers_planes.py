@@ -42,13 +42,14 @@ def test_colour_planes_are_a_stack_with_channels(tmp_path):
         (["a.tif", "b.tif"], "not named like"),
         (["readme.tif", "t0.tif", "t1.tif"], "readme.tif is not named like t0.tif"),
         (["t0.tif", "t1.tif", "t10.png"], "t10.png is not named like t0.tif"),
-        (["z1.tif"], "holds 1 files"),
+        (["z1.tif"], "holds 1 file, so it is no stack"),
     ],
 )
 def test_files_that_are_no_numbered_series_are_refused(tmp_path, names, says):
     planes(tmp_path / "s", names)
-    with pytest.raises(ImageError, match=says):
+    with pytest.raises(ImageError, match=says) as refused:
         open_image(tmp_path / "s")
+    assert str(refused.value).endswith(f'; many images: tilenet batch "{tmp_path / "s"}/*"')
 
 
 def test_a_folder_among_planes_is_refused_and_litter_is_not(tmp_path):

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, counted
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
@@ -113,7 +113,7 @@ class PlanesImage(Image):
         first = f"{self._plane_axes} {self._plane_shape} of {self.dtype}"
         return ImageError(
             f"{self._files[index]}: is {found}, but {self._files[0].name} is {first}. "
-            f"Give a folder of planes of one size and type"
+            f"Give a folder of planes of one size and type{_or_batch(self.name)}"
         )
 
 
@@ -126,9 +126,9 @@ def numbered_files(folder: Path) -> list[Path]:
     """Return the files of a folder in the order of their numbers; refuse a folder that is not one numbered series."""
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in LITTER]
     folders = sorted(p.name for p in files if not p.is_file())
-    way_out = "Give an image file, a zarr folder, or a folder that holds only numbered planes"
+    way_out = f"Give an image file, a zarr folder, or a folder that holds only numbered planes{_or_batch(folder)}"
     if folders or len(files) < 2:
-        what = f"holds the folder {folders[0]}" if folders else f"holds {len(files)} files"
+        what = f"holds the folder {folders[0]}" if folders else f"holds {counted(len(files), 'file')}"
         raise ImageError(f"{folder}: has no zarr metadata and {what}, so it is no stack of planes. {way_out}")
     parts = {p: re.split(r"(\d+)", p.name) for p in files}
     names = sorted(parts.values())
@@ -137,8 +137,7 @@ def numbered_files(folder: Path) -> list[Path]:
     first = next((own for own in names if forms and tuple(own[::2]) == forms[0][0]), names[0])
     if odd := next((own for own in names if own is not first and (own[::2] != first[::2] or len(own) < 2)), None):
         raise ImageError(
-            f"{folder}: {''.join(odd)} is not named like {''.join(first)}, so it is no stack of planes. "
-            f'{way_out}; many images: tilenet batch "{folder}/*"'
+            f"{folder}: {''.join(odd)} is not named like {''.join(first)}, so it is no stack of planes. {way_out}"
         )
     first = parts[min(files)]
     numbers = {p: tuple(map(int, own[1::2])) for p, own in parts.items()}
@@ -146,7 +145,7 @@ def numbered_files(folder: Path) -> list[Path]:
     if len(varying) != 1:
         raise ImageError(
             f"{folder}: the names of its planes differ in {len(varying)} numbers, not in one. "
-            f"Give a folder of one stack, its planes numbered"
+            f"Give a folder of one stack, its planes numbered{_or_batch(folder)}"
         )
     return _without_gaps({p: n[varying[0]] for p, n in numbers.items()}, folder)
 
@@ -159,6 +158,12 @@ def _without_gaps(numbers: dict[Path, int], folder: Path) -> list[Path]:
             lacks = "1 plane is missing" if step == 2 else f"{step - 1} planes are missing"
             what = "have the same number" if step == 0 else f"are next to each other: {lacks}"
             raise ImageError(
-                f"{folder}: {before.name} and {after.name} {what}. Number the planes 0, 1, 2, ... without gaps"
+                f"{folder}: {before.name} and {after.name} {what}. "
+                f"Number the planes 0, 1, 2, ... without gaps{_or_batch(folder)}"
             )
     return files
+
+
+def _or_batch(folder: Path | str) -> str:
+    """Return the way out, at the end of an error, for a folder of images that are no planes."""
+    return f'; many images: tilenet batch "{folder}/*"'
