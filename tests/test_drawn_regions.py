@@ -162,6 +162,8 @@ def test_only_names_that_were_not_given_are_told(tmp_path, caplog):
     assert caplog.text == ""
     read_regions(nameless)
     assert "1 of 2 regions without name and class, called by their place in the file: region 1" in caplog.text
+    read_regions(write_regions(tmp_path / "one.geojson", [feature([square(0, 0, 9)])]))
+    assert "1 of 1 region without name and class, called by its place in the file: region 1" in caplog.text
 
 
 @pytest.mark.parametrize(("x", "y"), [(2, 12), (20, 12), (12, 2), (12, 20), (13, 13)])

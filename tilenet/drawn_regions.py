@@ -98,8 +98,9 @@ def read_regions(path: str | Path, *, named: bool = True) -> list[Drawn]:
         raise SettingsError(f"{path}: all of its cores are marked as missing. Give other regions")
     if nameless and named:
         LOG.warning(
-            "%s: %d of %s without name and class, called by their place in the file: %s",
-            *(path, len(nameless), counted(len(names), "region"), first_three(nameless)),
+            "%s: %d of %s without name and class, called by %s place in the file: %s",
+            *(path, len(nameless), counted(len(names), "region")),
+            *("its" if len(names) == 1 else "their", first_three(nameless)),
         )
     return [Drawn(name, area, path) for name, area in zip(_distinct(names), areas, strict=True)]
 
@@ -233,9 +234,11 @@ def _ring(points: Any) -> Any:
         ring = np.full((1, 2), np.nan)
     if ring.ndim != 2 or ring.shape[1] not in (2, 3) or not np.isfinite(ring).all():
         raise ValueError("points that are not pairs of numbers")
-    if len(ring) < 4 or (ring[0] != ring[-1]).any():
-        x, y = ring[0].tolist()[:2]
+    x, y = ring[0].tolist()[:2]
+    if (ring[0] != ring[-1]).any():
         raise ValueError(f"an open ring: its {len(ring)} points do not return to the first, ({x:g}, {y:g})")
+    if len(ring) < 4:
+        raise ValueError(f"a ring of {len(ring)} points at ({x:g}, {y:g}), which encloses nothing")
     return ring[:, :2]
 
 
