@@ -249,6 +249,12 @@ def test_finish_of_a_store_without_shares_says_resume(small, small_whole, tmp_pa
     assert how_to_go_on(tmp_path / "plain.zarr") == "Run the same command with --resume"
 
 
+def test_one_block_is_not_spoken_of_as_several(tmp_path):
+    Store.create(tmp_path / "m.zarr", Layout("yx", (10, 10), (10, 10), (None, None), ""), {}).close()
+    with pytest.raises(OutputIncomplete, match="1 of 1 block is not written"):
+        finish_shares(tmp_path / "m.zarr")
+
+
 @pytest.mark.parametrize(("count", "more"), [(20, ""), (25, ", and 5 more")])
 def test_of_many_shares_that_lack_blocks_twenty_are_named(tmp_path, count, more):
     out = tmp_path / "m.zarr"

@@ -54,6 +54,15 @@ def counted(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
 
+def counted_of(n: int, total: int, what: str) -> str:
+    """Return how many of all there are, and the verb that follows.
+
+    >>> counted_of(1, 1, "block"), counted_of(1, 8, "block")
+    ('1 of 1 block is', '1 of 8 blocks are')
+    """
+    return f"{n} of {counted(total, what)} {'is' if total == 1 else 'are'}"
+
+
 def one_line(error: BaseException) -> str:
     r"""Return the type and message of an exception on one line of bounded length.
 

@@ -20,7 +20,7 @@ from tilenet.errors import (
     OutputLocked,
     OutputMismatch,
     closed_on_error,
-    counted,
+    counted_of,
 )
 from tilenet.footprint import Footprint
 from tilenet.interrupts import Interrupted
@@ -74,7 +74,7 @@ class BatchRun:
             self._run_all(self._items.values())
             self._run_all([self._items[name] for name in self._busy])  # the other processes may be done with these now
         except BaseException as error:
-            left = f"{len(self._items) - len(self._results)} of {counted(len(self._items), 'image')} are not done"
+            left = f"{counted_of(len(self._items) - len(self._results), len(self._items), 'image')} not done"
             if isinstance(error, Interrupted):
                 LOG.warning("%s: %s", self._out, left)
             with suppress(EnvironmentFault):  # why the batch ends is what was raised first

@@ -88,7 +88,8 @@ def _share_result(out: Path, into: Path | None, share: tuple[int, int], seconds:
         result |= {"written": found.written, "blocks": found.blocks, "step": found.step, "to_do": found.to_do}
         return result | took, f"{out}: share {name} done, {found}, {seconds:.1f} s. {found.to_do}"
     written, blocks = written_of(out)
-    text = f"{out}: share {name} done, {written} of {counted(blocks, 'block')} of the mask are there, {seconds:.1f} s"
+    there = f"{written} of {counted(blocks, 'block')} of the mask {'is' if blocks == 1 else 'are'} there"
+    text = f"{out}: share {name} done, {there}, {seconds:.1f} s"
     return result | {"written": written, "blocks": blocks} | took, text
 
 

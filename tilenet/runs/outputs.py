@@ -56,7 +56,7 @@ def labels_place(
 ) -> tuple[LabelTarget, Path]:
     """Return the image that the mask goes into, and the path of the mask within it."""
     if into is None:
-        raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
+        raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into (--into)")
     if out is not None:
         raise SettingsError(f"out {out} and into {into}: give only one of them")
     target = open_target(into)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tilenet.address import check_local
-from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError, counted
+from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError, counted_of
 from tilenet.jobs.compute import Progress, fill_pending, finish, raise_if_failed
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
@@ -193,7 +193,7 @@ def how_to_go_on(out: Path) -> str:
 
 
 def _say_pending(store: Store, pending: list[int]) -> str:
-    what = f"{len(pending)} of {counted(store.layout.n_blocks(0), 'block')} are not written"
+    what = f"{counted_of(len(pending), store.layout.n_blocks(0), 'block')} not written"
     if not store.shares:
         return f"{what}. Run the same command again with --resume"
     lacking = _lacking(store, pending)

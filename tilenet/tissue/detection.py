@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu, threshold_triangle
 from skimage.morphology import dilation, footprint_rectangle, remove_small_holes
 
-from tilenet.errors import ImageError, SettingsError, counted
+from tilenet.errors import ImageError, SettingsError, counted_of
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.plan import Plan
@@ -178,7 +178,7 @@ def remark(found: Tissue, plan: Plan) -> tuple[int, str]:
         return logging.WARNING, f"{found.text}: {told}"
     return (
         logging.INFO,
-        f"{found.text}: {skipped} of {counted(blocks, 'block')} are skipped, {facts['skipped']:.0%} of the pixels",
+        f"{found.text}: {counted_of(skipped, blocks, 'block')} skipped, {facts['skipped']:.0%} of the pixels",
     )
 
 
