@@ -2,16 +2,19 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
 import tifffile
+import zarr
+from ome_images import write_placed
 from pyramids import write_pyramid
 from stub import Bright
 
 import tilenet
 from tilenet.errors import ImageError, ImageNotFound, OutputMismatch
-from tilenet.masks.provenance import check_image, difference, open_as_segmented
+from tilenet.masks.provenance import check_image, difference, open_as_segmented, source_of
 
 PIXELS = np.random.default_rng(0).integers(0, 200, (90, 120), dtype=np.uint8)
 
@@ -127,3 +130,22 @@ def test_labels_that_others_wrote_are_refused_with_the_way_out(folder, tilenet_c
     ):
         code, _, error = tilenet_command(*command)
         assert (code, "Give one made by tilenet segment" in error) == (2, True)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_labels_that_moved_with_their_image_find_it_and_those_of_another_file_do_not(tmp_path, version):
+    image = write_placed(tmp_path / "image.zarr", version)
+    shutil.copytree(image, tmp_path / "other.zarr")
+    how = {"model": Bright(), "channels": [0], "tile": 64, "level": 1}
+    for name, source in (("own", image), ("foreign", tmp_path / "other.zarr")):
+        tilenet.segment(source, into=image, name=name, **how)
+    tilenet.write_table(image / "labels" / "own", tmp_path / "before.csv")
+    moved = image.rename(tmp_path / "moved.zarr")
+    tilenet.write_table(moved / "labels" / "own", tmp_path / "after.csv")
+    assert (tmp_path / "after.csv").read_bytes() == (tmp_path / "before.csv").read_bytes()
+    assert tilenet.verify(moved / "labels" / "own", model=Bright()).windows > 0
+    assert source_of(tilenet.open_mask(moved / "labels" / "foreign")) == str(tmp_path / "other.zarr")
+    attributes = zarr.open_group(moved).attrs
+    attributes["changed"] = True  # it is no longer the image that the labels were made from
+    with pytest.raises(OutputMismatch, match=r"image\.zarr: does not exist.*If it has moved, name it by --image"):
+        tilenet.write_table(moved / "labels" / "own", tmp_path / "changed.csv")

@@ -22,7 +22,7 @@ from tilenet.jobs.compute import Progress
 from tilenet.jobs.job import Job
 from tilenet.jobs.mismatch import Difference
 from tilenet.jobs.request import Request
-from tilenet.masks.provenance import check_image, how_to_name_image
+from tilenet.masks.provenance import check_image, how_to_name_image, source_of
 from tilenet.masks.tiff_mask import open_mask, open_tiff_mask
 from tilenet.masks.tiff_store import is_tiff
 from tilenet.models.saved import packaged_models
@@ -169,7 +169,7 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
 
     An image and a model that the caller named are compared in any case.
     """
-    path = mask.info["image"]["path"]
+    path = source_of(mask)
     there = path if is_address(path) or file_of(path).exists() else None
     source = there if image is None else image
     found.not_recomputed = _obstacle(mask, source, model)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
-from tilenet.address import shown
+from tilenet.address import file_of, is_address, shown
 from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetError
+from tilenet.masks.label_target import LABELS
 from tilenet.readers import open_image
 from tilenet.readers.guards import Missing
 from tilenet.readers.image import Image, closing
@@ -42,13 +44,26 @@ def open_as_segmented(source: Any, mask: AnyMask) -> Image:
 
 def image_of(mask: AnyMask, image: Any, why: str) -> AbstractContextManager[Image]:
     """Open the image that was named, or else the one that a mask was made from; `why` it is needed ends no sentence."""
-    source = mask.info["image"]["path"] if image is None else image
+    source = source_of(mask) if image is None else image
     try:
         return closing(open_as_segmented(source, mask), source)
     except ImageError as error:
         if image is not None:
             raise
         raise OutputMismatch(f"{mask.path}: {why} ({error}). {how_to_name_image(mask)}") from error
+
+
+def source_of(mask: AnyMask) -> str | Path:
+    """Return where the image of a mask is: where it was, or, of labels that moved with it, the image they lie in."""
+    path: str = mask.info["image"]["path"]
+    place = Path(mask.path).absolute().parent
+    if place.name != LABELS or is_address(path) or file_of(path).exists():
+        return path
+    try:
+        check_image(place.parent, mask)
+    except TilenetError:  # labels of a file elsewhere
+        return path
+    return place.parent
 
 
 def resolution_of(mask: AnyMask) -> Resolution:
