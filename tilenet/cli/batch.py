@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 @objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @click.option("--geojson", "polygons", is_flag=True, help="Polygons of what is in each mask for QuPath: NAME.geojson.")
-@click.option(
-    "--min-area",
-    metavar="AREA",
-    help="Count no smaller ones: 20um2, 80px of the mask, 20um3. The tables still list them.",
-)
+@click.option("--min-area", metavar="AREA", help="Count and outline no smaller ones: 20um2, 80px of the mask, 20um3.")
 @click.option("--positive", metavar="RULE", help="With --objects, for both: when one is positive: 'dab>0.2', quoted.")
 @click.option("--shapes", is_flag=True, help="For both: perimeter, circularity, axes, eccentricity, solidity.")
 @click.option("--intensities", is_flag=True, help="With --objects, for both: mean, sd, min and max of each channel.")
