@@ -17,7 +17,7 @@ from tilenet.decide import DEPTH_UNIT, ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import components, separation
-from tilenet.instances.components import BESIDE, View, find_objects, left_for
+from tilenet.instances.components import View, beside, find_objects, left_for
 from tilenet.instances.in_memory import numbered
 from tilenet.instances.separation import REACH
 
@@ -207,6 +207,6 @@ def test_a_component_that_takes_more_than_the_memory_is_refused_with_its_size():
         find_objects(part, (400, 500), lambda box: part_of(whole, box), memory=10**6)
     told = re.search(r"takes (.+) or more, .* --memory (\w+) or", str(refused.value))
     needs, enough = map(parse_bytes, told.groups())
-    assert 10**6 < needs <= left_for(enough) and BESIDE + needs < enough < BESIDE + 2 * needs
+    assert 10**6 < needs <= left_for(enough) and beside() + needs < enough < beside() + 2 * needs
     labels, _, _ = find_objects(part, (400, 500), lambda box: part_of(whole, box))
     assert labels.all()

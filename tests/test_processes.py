@@ -18,7 +18,7 @@ from stub import Bright
 
 from tilenet import machine
 from tilenet.cli.cluster import cluster_of
-from tilenet.instances.components import BESIDE, WINDOWS, left_for
+from tilenet.instances.components import WINDOWS, beside, left_for
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering, object_places
@@ -118,7 +118,7 @@ def test_processes_end_with_the_one_that_began_them(number):
     ],
 )
 def test_processes_are_as_many_as_allowed_as_blocks_and_as_memory_is_for_if_it_is_worth_it(pixels, blocks, left, count):
-    memory = BESIDE + left * WINDOWS[1] // WINDOWS[0]
+    memory = beside() + left * WINDOWS[1] // WINDOWS[0]
     assert left - 1 <= left_for(memory) <= left
     assert n_processes(pixels, blocks, memory) == 1
     with several_processes(3):

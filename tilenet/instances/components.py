@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
 
-from tilenet.byte_counts import gigabytes, memory_option
+from tilenet.byte_counts import gigabytes, library_bytes, memory_option
 from tilenet.decide import ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div, sides_text
@@ -27,9 +27,9 @@ from tilenet.instances.separation import REACH, Indices, Labels, first_indices, 
 MARGIN = {2: 64, 3: 16}
 # Bytes of memory per pixel of a window. Measured: 102 if one component fills the window, 35 with small components.
 BYTES_PER_PIXEL, USUAL_BYTES_PER_PIXEL = 110, 35
-# Bytes of memory that a run takes beside that: Python, its libraries, and what is written. Of the rest a part, as
-# numerator and denominator, is for windows: other processes, also if they wait, have what they began with.
-BESIDE, WINDOWS = 400_000_000, (5, 6)
+# Bytes of memory that a run takes beside that and its libraries, for what is written. Of the rest a part, as numerator
+# and denominator, is for windows: other processes, also if they wait, have what they began with.
+WRITING, WINDOWS = 80_000_000, (5, 6)
 # Of the bytes per pixel, what `Recent` keeps: the foreground, the depth, the labels and the objects.
 BYTES_KEPT = 1 + 4 + 4 + 4
 
@@ -141,15 +141,20 @@ class Recent:
 def left_for(memory: int) -> int:
     """Return what a run with so much memory has left for separating; if that is little, it takes more than it has.
 
-    >>> left_for(2_800_000_000), left_for(600_000_000)
+    >>> left_for(beside() + 2_400_000_000), left_for(600_000_000)
     (2000000000, 300000000)
     """
-    return max((memory - BESIDE) * WINDOWS[0] // WINDOWS[1], memory // 2)
+    return max((memory - beside()) * WINDOWS[0] // WINDOWS[1], memory // 2)
+
+
+def beside() -> int:
+    """Return the bytes of memory that a run takes beside those for separating."""
+    return library_bytes() + WRITING
 
 
 def _check_memory(box: Box, memory: int | None, name: str) -> None:
     if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
-        enough = BESIDE + ceil_div(needs * WINDOWS[1], WINDOWS[0])
+        enough = beside() + ceil_div(needs * WINDOWS[1], WINDOWS[0])
         raise SettingsError(
             f"{name}: connected foreground extends over {sides_text(box.shape)} px of the mask at {box}. Separating "
             f"its objects takes {gigabytes(needs)} or more, and --memory leaves {gigabytes(memory)} for it. Give "

@@ -20,6 +20,7 @@ import tilenet
 from tilenet import machine
 from tilenet.address import absolute
 from tilenet.bands import Demand
+from tilenet.byte_counts import library_bytes
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
 from tilenet.errors import ImageError
@@ -41,8 +42,6 @@ from tilenet.store import Layout, Store
 from tilenet.tissue import detection
 from tilenet.tissue.detection import Search, Tissue
 
-# Bytes that the interpreter and its libraries take before the first tile.
-RESIDENT = 320_000_000
 # Memory for the weights, as a multiple of their size: the network as given, plus what an engine makes of it. That is a
 # copy while the network is checked or, for Winograd convolutions, weights of 36 elements for every 9 (beside some of
 # the untransformed ones).
@@ -176,7 +175,7 @@ class Job:
             read = 2 ** (read - 1).bit_length()
         reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
         # `BEHIND` blocks of pixels, one of which is encoded: its chunks, and the whole shard.
-        host = RESIDENT + int(COPIES[engine] * weights) + reading + (BEHIND + 2) * block
+        host = library_bytes() + int(COPIES[engine] * weights) + reading + (BEHIND + 2) * block
         return {
             "host_bytes": host + (passed if on_host else 0),
             "device_bytes": 0 if on_host else passed + weights + GpuPredictor.in_flight * read,

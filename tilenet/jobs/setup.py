@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from tilenet import machine
 from tilenet.bands import Demand
-from tilenet.byte_counts import gigabytes, memory_option
+from tilenet.byte_counts import gigabytes, library_bytes, memory_option
 from tilenet.card import ModelCard, parse_scaling
 from tilenet.decide import Decision
 from tilenet.errors import ModelError, SettingsError, closed_on_error
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
-from tilenet.jobs.job import RESIDENT, Job
+from tilenet.jobs.job import Job
 from tilenet.jobs.network_input import NetworkInput, as_network_input
 from tilenet.jobs.options import Options
 from tilenet.jobs.record import run_record
@@ -73,7 +73,11 @@ def _remark_memory(job: Job, options: Options, memory: int) -> None:
         LOG.warning(
             "%s: takes %s, more than the memory of %s: Python and its libraries alone take %s. "
             "Give --memory %s or more",
-            *(job.image.name, *map(gigabytes, (needs, memory, RESIDENT)), memory_option(_enough(job, options, needs))),
+            *(
+                job.image.name,
+                *map(gigabytes, (needs, memory, library_bytes())),
+                memory_option(_enough(job, options, needs)),
+            ),
         )
 
 

@@ -152,7 +152,7 @@ def _share(memory: int, count: int) -> int:
 
 
 def _beside(places: Layout, count: int) -> int:
-    """Return the bytes that each of several processes takes beside these; of the only one, `BESIDE` has them."""
+    """Return the bytes that each of several processes takes beside these; of the only one, `beside` has them."""
     return PROCESS + COPIES * _block_bytes(places) if count > 1 else 0
 
 

@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 
+from tilenet.byte_counts import library_bytes
 from tilenet.decide import ObjectRule
-from tilenet.jobs.job import RESIDENT, Job
+from tilenet.jobs.job import Job
 from tilenet.runs.numbering import numbers_layout
 from tilenet.runs.object_places import places_layout, usual_bytes
 from tilenet.sizes import DEFAULT_MEMORY
@@ -32,7 +33,7 @@ def room_of(job: Job, memory: int | None) -> dict[str, int]:
     if job.record["output"] == "objects":
         how = (job.layout, job.footprint.ndim, memory or DEFAULT_MEMORY)
         places = places_layout(*how)
-        needs["host_bytes"] = max(needs["host_bytes"], RESIDENT + usual_bytes(*how))
+        needs["host_bytes"] = max(needs["host_bytes"], library_bytes() + usual_bytes(*how))
         mask, beside = numbers_layout(job.layout, prod(job.layout.shape) // ObjectRule().min_size), [job.layout, places]
     # What objects are found in is removed before the pyramid is built.
     stages = [[mask], [*beside, replace(mask, n_levels=1)]]
