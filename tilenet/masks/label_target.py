@@ -20,11 +20,9 @@ from tilenet.readers.zarr_local import LocalFolder
 from tilenet.readers.zarr_metadata import Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import Factor
 from tilenet.store.label_list import read_list
-from tilenet.store.metadata import is_ours
+from tilenet.store.metadata import OME, is_ours
 
 LABELS, SOURCE = "labels", "../../"
-# The supported OME-Zarr version of each zarr format; both describe axes and scales in the same way.
-VERSIONS: Mapping[Literal[2, 3], str] = {2: "0.4", 3: "0.5"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def open_target(path: str | Path) -> LabelTarget:
 
 def _check_kind(ome: Mapping[str, Any], zarr_format: Literal[2, 3], path: str | Path) -> None:
     version = str((ome if zarr_format == 3 else ome["multiscales"][0]).get("version"))
-    if version != VERSIONS[zarr_format]:
+    if version != OME[zarr_format]:  # both describe axes and scales in the same way
         raise ImageError(
             f"{path}: says that it is OME-Zarr {version} in zarr format {zarr_format}; labels go into 0.4 (format 2) "
             f"and 0.5 (format 3). Use --out for a mask of its own"

@@ -142,15 +142,15 @@ def _fault(letters: Sequence[str]) -> str | None:
 
 
 def _given(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> tuple[str, ...]:
-    lengths = _lengths(stored, shape)
-    if not _fits(axes, stored):
+    letters, lengths = _in_place(axes, stored), _lengths(stored, shape)
+    if letters is None:
         raise ImageError(f"{name}: has the shape {lengths}, which axes={axes!r} does not describe. " + _advice(lengths))
-    return _in_place(axes, stored)
+    return letters
 
 
 def _renamed(stored: Sequence[str], stated: Sequence[str], axes: str, stated_axes: str, name: str) -> tuple[str, ...]:
     """Return the caller's letters in place of the file's; refuse letters that move y, x or colour."""
-    letters = _in_place(axes, stored) if _fits(axes, stored) else None
+    letters = _in_place(axes, stored)
     behind_x = stated.index("x")
     kept = [a in ("y", "x") or (a == "c" and (stored[i] in "sS" or i > behind_x)) for i, a in enumerate(stated)]
     if letters is None or any(k and a != b for k, a, b in zip(kept, stated, letters, strict=True)):
@@ -165,11 +165,10 @@ def _renamed(stored: Sequence[str], stated: Sequence[str], axes: str, stated_axe
     return letters
 
 
-def _fits(axes: str, stored: Sequence[str]) -> bool:
-    return set(axes) <= set(AXES) and len(set(axes)) == len(axes) == sum(map(bool, stored))
-
-
-def _in_place(axes: str, stored: Sequence[str]) -> tuple[str, ...]:
+def _in_place(axes: str, stored: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the caller's letter for each dimension; None unless there is one, of its own, for each that is an axis."""
+    if not set(axes) <= set(AXES) or not len(set(axes)) == len(axes) == sum(map(bool, stored)):
+        return None
     given = iter(axes)
     return tuple(next(given) if a else "" for a in stored)
 

@@ -139,7 +139,6 @@ def numbered_files(folder: Path) -> list[Path]:
         raise ImageError(
             f"{folder}: {''.join(odd)} is not named like {''.join(first)}, so it is no stack of planes. {way_out}"
         )
-    first = parts[min(files)]
     numbers = {p: tuple(map(int, own[1::2])) for p, own in parts.items()}
     varying = [k for k in range(len(first) // 2) if len({n[k] for n in numbers.values()}) > 1]
     if len(varying) != 1:

@@ -7,13 +7,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tilenet.errors import ImageError
 from tilenet.readers.coordinates import MICROMETERS, CoordinateTransform, frame_of
-from tilenet.readers.guards import as_image_errors
+from tilenet.readers.guards import as_image_errors, positive_or_none
 from tilenet.readers.image import AXES
 
 DAMAGED = "The metadata is damaged; get the image again"
@@ -205,5 +204,4 @@ def _scale(entry: dict[str, Any], n_axes: int) -> Sequence[float | None]:
 def _product(whole: float | None, level: float | None, unit: float | None) -> float | None:
     if whole is None or level is None or unit is None:
         return None
-    size = whole * level * unit
-    return size if isfinite(size) and size > 0 else None
+    return positive_or_none(whole * level * unit)

@@ -16,7 +16,6 @@ mask, guarded_files              a complete mask, and its files, of which none m
 label_list                       the labels that an OME-Zarr image lists
 """
 
-from tilenet.store.damage import Damage as Damage
 from tilenet.store.destination import can_resume as can_resume
 from tilenet.store.destination import check_free as check_free
 from tilenet.store.destination import held_whole as held_whole
