@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from errno import ELOOP
 from os import PathLike
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -120,6 +121,15 @@ def last_name(name: str) -> str:
     ('image.ome.zarr', 'a.svs')
     """
     return Path(parse_address(name).path if is_address(name) else name).name
+
+
+def leads_to_itself(path: Path) -> bool:
+    """Return whether a path is a symbolic link to itself, which `Path.resolve` passes over since Python 3.13."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == ELOOP
+    return False
 
 
 def check_local(out: str | PathLike[str]) -> None:

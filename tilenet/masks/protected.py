@@ -7,7 +7,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from tilenet.address import check_local, file_of, is_address
+from tilenet.address import check_local, file_of, is_address, leads_to_itself
 from tilenet.errors import OutputExists
 from tilenet.readers.image import Image
 from tilenet.store.destination import refuse_inside_file, refuse_inside_mask
@@ -27,7 +27,8 @@ def check_file_place(
     refuse_inside_mask(out)
     refuse_inside_file(out)
     if out.is_symlink():
-        raise OutputExists(f"{out}: is a symbolic link, which is not replaced. Give {out.resolve()} instead")
+        other = "another path" if leads_to_itself(out) else f"{out.resolve()} instead"
+        raise OutputExists(f"{out}: is a symbolic link, which is not replaced. Give {other}")
     if not out.exists():
         return
     if not out.is_file() or not is_ours(out):

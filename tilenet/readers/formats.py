@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tilenet.address import last_name, shown
+from tilenet.address import last_name, leads_to_itself, shown
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.readers.decoded_size import BMP, JPEG, PNG
 
@@ -104,6 +104,8 @@ def dicom_files(folder: str | Path) -> list[Path]:
 def _head(path: str | Path) -> bytes:
     """Return enough of the first bytes of a file to determine its kind."""
     if not Path(path).exists():
+        if leads_to_itself(Path(path)):
+            raise ImageNotFound(f"{path}: is a symbolic link that leads to itself. Give another path")
         # A list puts its own folder before the path.
         drive = re.search(r"(?:^|/)([a-z]):[\\/](.*)", str(path), re.IGNORECASE)
         inside = (
