@@ -103,6 +103,33 @@ def test_small_parts_that_were_left_out_of_the_polygons_hold_nothing(slide, mask
     assert region.mm2 == pytest.approx(large * 0.25e-6) and 0 < large < np.count_nonzero(parts)
 
 
+@pytest.mark.parametrize("tissue", [False, True])
+def test_a_class_without_polygons_is_counted_as_one_that_holds_nothing(tmp_path, tissue, tilenet_command):
+    pixels, drawn = np.zeros((600, 900), np.uint8), tmp_path / "c.geojson"
+    pixels[50:250, 60:200], pixels[300:305, 300:305] = 130, 230
+    slide = write_pyramid(tmp_path / "s.tif", pixels, um=UM, tile=64)
+    tilenet.segment(slide, tmp_path / "classes.zarr", model=shades)
+    said = tilenet.write_geojson(tmp_path / "classes.zarr", drawn, min_area="30px")
+    assert (said.features, said.left_out) == ({"grey": 1}, 1)
+    how = {"tissue": drawn} if tissue else {}
+    mask = tilenet.segment(slide, tmp_path / "n.zarr", model=nuclei, objects=True, tile=64, **how)
+    assert not tissue or mask.info["tissue"]["regions"] == 1
+    command = ("export", mask.path, "--csv", tmp_path / "n.csv", "--within", drawn, "--counts", tmp_path / "all.csv")
+    code, out, err = tilenet_command(*command)
+    assert (code, err) == (0, "") and "\n  bright, 0 mm2" in out
+    _, grey, bright = lines_of(tmp_path / "all.csv")
+    assert (grey["region"], grey["count"], bright["region"], bright["count"]) == ("grey", "1", "bright", "0")
+    assert (float(bright["mm2"]), bright["per_mm2"]) == (0, "")
+    assert tilenet.overlay(slide, mask, within=drawn).any()
+
+
+def test_polygons_that_are_all_too_small_are_no_regions(slide, mask, tmp_path):
+    tilenet.segment(slide, tmp_path / "classes.zarr", model=shades)
+    tilenet.write_geojson(tmp_path / "classes.zarr", tmp_path / "c.geojson", min_area="99999px")
+    with pytest.raises(SettingsError, match="Its mask is all background or too small parts: leave it out"):
+        tilenet.write_table(mask, tmp_path / "n.csv", within=tmp_path / "c.geojson")
+
+
 def test_annotations_of_classes_are_regions_one_by_one(slide, mask, tmp_path):
     tilenet.segment(slide, tmp_path / "classes.zarr", model=shades)
     said = tilenet.write_geojson(tmp_path / "classes.zarr", tmp_path / "c.geojson", kind="annotation")
@@ -142,8 +169,8 @@ def test_polygons_of_classes_say_what_is_computed_and_a_batch_counts_in_them(sli
     how = {"model": Bright(), "objects": True, "table": True, "tile": 64}
     (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "nuclei", **how)
     assert result.status == "done" and result.tissue < 0.5, result.error
-    _, line = lines_of(tmp_path / "nuclei" / "counts.csv")
-    assert (line["region"], line["count"]) == ("grey", "1")
+    _, line, none = lines_of(tmp_path / "nuclei" / "counts.csv")
+    assert (line["region"], line["count"], none["region"], none["count"]) == ("grey", "1", "bright", "0")
     assert float(line["mm2"]) == pytest.approx(200 * 140 * 0.25e-6)
 
 

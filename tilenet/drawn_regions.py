@@ -55,7 +55,7 @@ def covered(
             f"{top:g} to {bottom:g}. Give the regions of this image, in pixels at full resolution"
         )
     for region, part in zip(drawn, inside, strict=True):
-        if (outside := 1 - part.area / region.area.area) > 1e-9:
+        if region.area.area and (outside := 1 - part.area / region.area.area) > 1e-9:
             LOG.warning("%s: %.3g %% of %s lies outside of %s", region.path, 100 * outside, region.name, what)
     return inside
 
@@ -74,13 +74,14 @@ def read_regions(path: str | Path, *, named: bool = True) -> list[Drawn]:
 
     A region has its name, or else that of its class; if it has neither, it is called by its place in the file.
     Names that occur several times are numbered. With `named`, warnings tell of names that are not as they were given.
-    Of the detections that `write_geojson` wrote of classes, all of one class are one region.
+    Of the detections that `write_geojson` wrote of classes, all of one class are one region; it is empty if a class of
+    the mask has none.
     """
     path = Path(path)
     names, areas, nameless, missing = [], [], [], []
-    features, ours = _features(path)
+    features, ours, classes = _features(path)
     if ours and all(map(_is_of_class, features)):
-        return _classes(path, features, named=named)
+        return _classes(path, features, classes, named=named)
     for number, feature in enumerate(features, 1):
         name = _name(feature)
         where = f"{path}: feature {number}" + (f" ({name})" if name else "")
@@ -123,7 +124,7 @@ def _writable(name: str, where: str) -> str:
     return name
 
 
-def _classes(path: Path, features: Sequence[dict[str, Any]], *, named: bool) -> list[Drawn]:
+def _classes(path: Path, features: Sequence[dict[str, Any]], classes: Sequence[str], *, named: bool) -> list[Drawn]:
     """Return one region for each class of a mask, of all polygons of that class, which do not overlap."""
     parts: dict[str, list[Any]] = {}
     colors = {_name(feature): _color(feature) for feature in features}
@@ -135,12 +136,13 @@ def _classes(path: Path, features: Sequence[dict[str, Any]], *, named: bool) -> 
         raise SettingsError(
             f"{path}: has polygons of several planes, and regions lie in one. Segment one alone, such as --roi 4:5,:,:"
         )
+    parts |= {name: [] for name in classes if name not in parts}
     written = {name: _writable(name, f"{path}: the class {name}") if named else name for name in parts}
-    return [Drawn(written[name], MultiPolygon(several), path, colors[name]) for name, several in parts.items()]
+    return [Drawn(written[name], MultiPolygon(several), path, colors.get(name)) for name, several in parts.items()]
 
 
-def _features(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return the features of a file, and whether `tilenet.write_geojson` wrote it."""
+def _features(path: Path) -> tuple[list[dict[str, Any]], bool, list[str]]:
+    """Return the features of a file, whether `tilenet.write_geojson` wrote it, and the classes of its mask."""
     how = "In QuPath, select the annotations, and use File > Export objects as GeoJSON, not compressed"
     refuse_special_file(path)
     try:
@@ -159,12 +161,14 @@ def _features(path: Path) -> tuple[list[dict[str, Any]], bool]:
         raise SettingsError(f"{path}: is neither a FeatureCollection, nor a list of features, nor one. {how}")
     ours = isinstance(held, dict) and "tilenet" in held
     if not features:
-        how = "Its mask is all background: leave it out" if ours else how
+        why = " or too small parts" if ours and "min_area" in str(held.get("rule")) else ""
+        how = f"Its mask is all background{why}: leave it out" if ours else how
         raise SettingsError(f"{path}: has no regions. {how}")
     for number, feature in enumerate(features, 1):
         if not isinstance(feature, dict) or feature.get("type") != "Feature":
             raise SettingsError(f"{path}: entry {number} is not a Feature. {how}")
-    return features, ours
+    classes = held.get("classes") if isinstance(held, dict) and ours else None
+    return features, ours, [" ".join(str(name).split()) for name in classes] if isinstance(classes, list) else []
 
 
 def _properties(feature: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tilenet.export.features import Features
 from tilenet.export.intensities import Intensities
 from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.opened import check_export_place, has_volumes, open_placed
-from tilenet.export.shapes import Progress
+from tilenet.export.shapes import Progress, class_names
 from tilenet.export.totals import Outlined
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
@@ -98,9 +98,15 @@ class PolygonsFile:
         """Yield the same shapes; those that are large enough are written as they go by, and the file is then whole."""
         with put_whole(self.found.path) as path, path.open("wb") as file:
             features = Features(measuring, self._polygons.kind, self.found)
-            file.write(HEAD + b'"' + tilenet.__version__.encode() + b'"' + _said(self._polygons.rule) + FEATURES)
+            said = {"rule": self._polygons.rule, "classes": self._classes()}
+            file.write(HEAD + b'"' + tilenet.__version__.encode() + b'"' + _text_of(said) + FEATURES)
             yield self._written(shapes, features, file)
             file.write(END)
+
+    def _classes(self) -> list[str]:
+        """Return the classes that are regions to count in, also if no polygon of them is written."""
+        names = list(class_names(self._mask).values())
+        return names if names[1:] and self._polygons.kind == KINDS[0] and not self._mask.has_objects else []
 
     def _written(self, shapes: Iterable[MeasuredShape], features: Features, file: BinaryIO) -> Iterator[MeasuredShape]:
         size, before = pixel_sizes(self._mask)[0], "\n"
@@ -118,8 +124,8 @@ class PolygonsFile:
         return self._least.excludes(pixels, cut_size(pixels, size, um_of(inside, size)))
 
 
-def _said(rule: str) -> bytes:
-    return b',"rule":' + json.dumps(rule).encode() if rule else b""
+def _text_of(said: dict[str, Any]) -> bytes:
+    return "".join(f',"{name}":{json.dumps(value)}' for name, value in said.items() if value).encode()
 
 
 def is_polygons(path: Path) -> bool:

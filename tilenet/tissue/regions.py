@@ -36,7 +36,8 @@ def tissue_in_regions(path: str | Path, image: Image, resolution: Resolution) ->
 
     `SettingsError` as `read_regions`; if all of them lie outside of the image.
     """
-    drawn, covers = read_regions(path, named=False), at_resolution(image, resolution).plane_shape()
+    drawn = [region for region in read_regions(path, named=False) if region.area.area]
+    covers = at_resolution(image, resolution).plane_shape()
     ends, cells = image.plane_shape(0), np.zeros(cells_of(covers), bool)
     # In pixels at full resolution. The last pixels of a coarser grid may reach beyond the image.
     rows, columns = (
