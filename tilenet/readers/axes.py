@@ -13,11 +13,8 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.image import AXES, Pixels
 
-SUGGESTED = {1: "x", 2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 # The first of three axes is suggested to be channels if it has at most this many entries.
 FEW = 4
-
-
 # Half-open range: start and stop.
 Span = tuple[int, int]
 
@@ -188,4 +185,4 @@ def _suggested(shape: Sequence[int]) -> str:
         return "yxc"
     if len(shape) == 3 and shape[0] <= FEW:
         return "cyx"
-    return SUGGESTED.get(len(shape), "tczyx")
+    return AXES[-len(shape) :]
