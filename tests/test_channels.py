@@ -1,6 +1,8 @@
 """What the axes and channels of an image are taken for: said by the file or the user, never guessed."""
 
 import json
+import re
+import shlex
 
 import dask.array as da
 import imagecodecs
@@ -9,6 +11,7 @@ import pytest
 import tifffile
 import zarr
 from oracles import random_network
+from PIL import Image as Picture
 from skimage.io import imsave
 
 import tilenet
@@ -51,6 +54,35 @@ def test_three_stains_of_a_real_file_are_not_taken_for_red_green_and_blue(shared
     assert f"Choose one stain, such as --channels {first}, or all: --channels 0,1,2" in err
     for channels in ("0", "0,1,2", "2,2,2"):
         assert tilenet_command("plan", path, "-m", model, "--channels", channels)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["DAPI", "GFP", "Far red", "CD8"], "DAPI"),
+        (["Far red", "DAPI"], "'Far red'"),
+        (["488", "DAPI"], "0"),
+        (["DAPI, fixed", "GFP", "RFP", "CD8"], "0"),
+        (["DAPI", "DAPI", "RFP", "CD8"], "0"),
+        (["", "GFP", "RFP", "CD8", "CD3"], "0"),
+        (["488", "561", "DAPI"], "0"),
+    ],
+)
+def test_the_channel_that_a_refusal_suggests_is_one_stain_and_is_taken(tmp_path, model, names, said, tilenet_command):
+    path, pixels = tmp_path / "s.ome.tif", pixels_of(len(names), 50, 60)
+    about = {"axes": "CYX", "Channel": {"Name": names}}
+    tifffile.imwrite(path, pixels, ome=True, metadata=about, photometric="minisblack")
+    code, _, err = tilenet_command("plan", path, "-m", model)
+    assert code == 2 and re.search(rf"stain(, such as| by) --channels {said}(,|$)", err.strip())
+    assert tilenet_command("plan", path, "-m", model, "--channels", *shlex.split(said))[0] == 0
+
+
+@pytest.mark.parametrize("name", ["inks.tif", "inks.jpg"])
+def test_the_inks_of_a_picture_for_printing_are_not_suggested_as_red_green_and_blue(tmp_path, model, name):
+    Picture.fromarray(pixels_of(50, 60, 3)).convert("CMYK").save(tmp_path / name)
+    said = r"has 4 channels \(cyan, magenta, yellow, black\), the model takes 3. Write the picture as RGB first"
+    with pytest.raises(ImageError, match=said):
+        tilenet.segment(tmp_path / name, model=model)
 
 
 @pytest.mark.parametrize("name", COLOR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,10 @@ from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.jobs.options import Options
 from tilenet.readers.calibrated import overruled_size
-from tilenet.readers.image import Image
+from tilenet.readers.image import INKS, RGB, Image
 from tilenet.readers.planes import PlanesImage
 from tilenet.readers.resampled import at_resolution, in_plane
-from tilenet.readers.views import channel_numbers
+from tilenet.readers.views import channel_numbers, first_channel
 from tilenet.resolution import Resolution, recorded, resolve, size_text
 
 LOG = logging.getLogger("tilenet")
@@ -109,10 +108,9 @@ def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> No
     own = getattr(network, "card", None) is None  # the caller's, which gets the channels as they are
     if chosen is None and of_three and not own and not image.is_color:
         names = ", ".join(name or f"channel {i}" for i, name in enumerate(image.channel_names))
-        one = image.channel_names[0] or "0"
         raise ImageError(
             f"{image.name}: its 3 channels ({names}; {image.dtype}) are not known to be an 8-bit colour picture, and "
-            f"the model takes red, green and blue. Choose one stain, such as --channels {shlex.quote(one)}, "
+            f"the model takes red, green and blue. Choose one stain, such as --channels {first_channel(image)}, "
             f"or all: --channels 0,1,2"
         )
 
@@ -126,10 +124,12 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
     if image.n_channels == 1:
         return image.with_channels((0,) * wanted)
     names = ", ".join(name for name in image.channel_names if name)
-    # If the network takes more channels than there are, suggest a single one: it is repeated for every input.
-    some = range(wanted) if wanted < image.n_channels else range(1)
+    # A network of three inputs may be one of colour, which no three stains are; a single one goes to every input.
+    one = wanted > image.n_channels or wanted == len(RGB)
+    some = first_channel(image) if one else ",".join(map(str, range(wanted)))
     has = f"has {image.n_channels} channels" if chosen is None else f"{image.n_channels} channels were chosen"
+    how = f"Choose with --channels, such as {'one stain by ' if one else ''}--channels {some}"
     raise ImageError(
         f"{image.name}: {has}{f' ({names})' if names else ''}, the model takes {wanted}. "
-        f"Choose with --channels, such as --channels {','.join(map(str, some))}"
+        f"{'Write the picture as RGB first' if image.channel_names == INKS else how}"
     )

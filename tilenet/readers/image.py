@@ -26,6 +26,8 @@ CACHE_BYTES = 128 * 2**20
 # Number of threads that read an image at once.
 READERS = 4
 RGB = ("red", "green", "blue")
+# Channels of a picture for printing (CMYK).
+INKS = ("cyan", "magenta", "yellow", "black")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tilenet.readers.axes import Span, axis_map_of
 from tilenet.readers.decoded_size import picture_size
 from tilenet.readers.formats import kind_of
 from tilenet.readers.guards import as_image_errors, check_piece, pixel_dtype
-from tilenet.readers.image import RGB, Pixels
+from tilenet.readers.image import INKS, RGB, Pixels
 from tilenet.readers.stored import StoredImage, sizes_of_levels
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
@@ -44,7 +44,7 @@ class PictureImage(StoredImage):
             self._pixels = self._pixels[..., 0]
         self.dtype = self._pixels.dtype
         maps = [axis_map_of("yxs"[: self._pixels.ndim], self._pixels.shape, axes=axes, name=path)]
-        self._describe(maps, sizes_of_levels(maps, {}), RGB)
+        self._describe(maps, sizes_of_levels(maps, {}), RGB if self._pixels.shape[2:] == (3,) else INKS)
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
         out, stored = self._maps[0].empty(box, self.dtype, channels)

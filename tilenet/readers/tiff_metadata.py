@@ -12,7 +12,7 @@ from tifffile import PHOTOMETRIC
 from tilenet.errors import ImageError
 from tilenet.readers.coordinates import MICROMETERS
 from tilenet.readers.guards import DAMAGED, check_xml, positive_or_none
-from tilenet.readers.image import RGB
+from tilenet.readers.image import INKS, RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 
 # Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
@@ -31,6 +31,8 @@ def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]
     page = series.keyframe
     if len(names) != n_channels and n_channels == 3 and "S" in page.axes and page.photometric in COLOR:
         names = list(RGB)
+    if len(names) != n_channels and n_channels == len(INKS) and page.photometric == PHOTOMETRIC.SEPARATED:
+        names = list(INKS)
     return tuple(names) if len(names) == n_channels else ("",) * n_channels
 
 

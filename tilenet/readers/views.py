@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any
@@ -108,6 +109,13 @@ def channel_numbers(image: Image, channels: int | str | Sequence[int | str]) -> 
         return tuple(_number(image, each) if isinstance(each, str) else index(each) for each in several)
     except TypeError as error:
         raise SettingsError(f"channels {channels!r}: neither numbers nor names. Give one, or a list") from error
+
+
+def first_channel(image: Image) -> str:
+    """Return how a command line names the first channel: by its number, if its name would not be understood."""
+    name = image.channel_names[0]
+    clear = name == name.strip() and "," not in name and not name.isdecimal() and image.channel_names.count(name) == 1
+    return shlex.quote(name) if name and clear else "0"
 
 
 def _number(image: Image, channel: str) -> int:
