@@ -126,9 +126,9 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
     names = ", ".join(name for name in image.channel_names if name)
     # A network of three inputs may be one of colour, which no three stains are; a single one goes to every input.
     one = wanted > image.n_channels or wanted == len(RGB)
-    some = first_channel(image) if one else ",".join(map(str, range(wanted)))
+    some = (first_channel(image) if chosen is None else "0") if one else ",".join(map(str, range(wanted)))
     has = f"has {image.n_channels} channels" if chosen is None else f"{image.n_channels} channels were chosen"
-    how = f"Choose with --channels, such as {'one stain by ' if one else ''}--channels {some}"
+    how = f"Choose with --channels, such as --channels {some}{', one stain' if one else ''}"
     raise ImageError(
         f"{image.name}: {has}{f' ({names})' if names else ''}, the model takes {wanted}. "
         f"{'Write the picture as RGB first' if image.channel_names == INKS else how}"
