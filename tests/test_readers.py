@@ -221,6 +221,12 @@ def test_a_path_that_does_not_exist_is_not_found(tmp_path):
             open_image(tmp_path / name)
 
 
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path):
+    (tmp_path / "a.tif").symlink_to("../gone/a.tif")
+    with pytest.raises(ImageNotFound, match=r"a\.tif: is a symbolic link to \.\./gone/a\.tif, which does not exist"):
+        open_image(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("path", ["C:\\slides\\he.tif", "lists/C:\\slides\\he.tif", "c:/slides/he.tif"])
 def test_a_path_of_windows_that_does_not_exist_is_said_to_be_another_in_wsl(path):
     with pytest.raises(ImageNotFound, match=r"does not exist\. In WSL it is /mnt/c/slides/he\.tif$"):

@@ -106,6 +106,9 @@ def _head(path: str | Path) -> bytes:
     if not Path(path).exists():
         if leads_to_itself(Path(path)):
             raise ImageNotFound(f"{path}: is a symbolic link that leads to itself. Give another path")
+        if Path(path).is_symlink():
+            target = Path(path).readlink()
+            raise ImageNotFound(f"{path}: is a symbolic link to {target}, which does not exist. Mend the link")
         # A list puts its own folder before the path.
         drive = re.search(r"(?:^|/)([a-z]):[\\/](.*)", str(path), re.IGNORECASE)
         inside = (
