@@ -128,3 +128,10 @@ def test_rows_of_empty_cells_in_a_list_are_no_images(tmp_path):
         (str(tmp_path / "a.tif"), "first"),
         (str(tmp_path / "b.tif"), "b"),
     ]
+
+
+def test_what_file_managers_leave_in_a_folder_matches_no_pattern(tmp_path):
+    for name in ("a.tif", "Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    (item,) = read_image_list([tmp_path / "*"], model="nuclei", options=Options())
+    assert item.name == "a"

@@ -19,6 +19,7 @@ from tilenet.jobs.options import Options, parse_tissue
 from tilenet.models.saved import packaged_models
 from tilenet.pictures.files import OVERVIEW, is_picture_of_ours
 from tilenet.readers.formats import DICOM_SUFFIX
+from tilenet.readers.planes import LITTER
 from tilenet.readers.zarr_metadata import has_documents
 from tilenet.store import is_ours
 from tilenet.store.metadata import MAKING
@@ -154,7 +155,8 @@ def _items_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
 
 
 def _matches(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    found = glob.iglob(pattern, recursive=True)  # noqa: PTH207 - patterns may be absolute
+    return sorted(path for path in found if Path(path).name.lower() not in LITTER)
 
 
 def _matches_inside(pattern: Path) -> list[str]:
