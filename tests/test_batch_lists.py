@@ -135,3 +135,19 @@ def test_what_file_managers_leave_in_a_folder_matches_no_pattern(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (item,) = read_image_list([tmp_path / "*"], model="nuclei", options=Options())
     assert item.name == "a"
+
+
+def test_a_pattern_in_a_folder_with_brackets_in_its_name_matches_its_images_and_brackets_still_choose(tmp_path):
+    folder = tmp_path / "day [2]"
+    folder.mkdir()
+    for name in ("a1.tif", "a2.tif", "a3.tif", "[1].tif"):
+        (folder / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(b"x")
+    for pattern, names in {
+        "day [2]/a*.tif": ["a1", "a2", "a3"],
+        "a[13].tif": ["a1", "a3"],
+        "[1].t*": ["[1]"],
+        "day [[]2]/a[12].tif": ["a1", "a2"],
+    }.items():
+        items = read_image_list([tmp_path / pattern], model="nuclei", options=Options())
+        assert [item.name for item in items] == names

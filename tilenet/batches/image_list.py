@@ -146,7 +146,8 @@ def _items_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
             path, (_item(_relative_to(path, line), plain) for line in lines if line and not line.startswith("#"))
         )
     elif not path.exists() and glob.has_magic(image):
-        found = _matches(image) or _matches_inside(path)
+        # A name may have brackets, which in a pattern stand for one of several letters.
+        found = _matches(image) or _matches_inside(path) or _matches(image.replace("[", "[[]"))
         if not found:
             raise SettingsError(f"{image}: no image matches. Check the pattern")
         yield from (_item(match, plain) for match in found)
