@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import HealthCheck, settings
 from store_fixtures import (  # noqa: F401 - found by their names
     children_of_this_process,
@@ -90,6 +91,18 @@ def refused():
         return message
 
     return check
+
+
+@pytest.fixture(params=["by its event loop", "in this thread"])
+def zarr_reads(request):
+    """Let zarr read in its usual way, and in that which it has since 3.4 and takes if it is told to."""
+    if request.param == "by its event loop":
+        yield
+    elif not hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):
+        pytest.skip("zarr before 3.4 always reads by its event loop")
+    else:
+        with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline"}):
+            yield
 
 
 @pytest.fixture(scope="session")

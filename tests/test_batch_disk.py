@@ -18,7 +18,7 @@ from tilenet.jobs.request import Request
 from tilenet.readers.tiff import TiffImage
 from tilenet.runs.outputs import open_store
 from tilenet.store import file_system
-from tilenet.store.blocks import Blocks
+from tilenet.store.journal import Journal
 from tilenet.workers import worker
 
 HOW = {"model": Bright(), "tile": 64, "threads": 1}
@@ -101,14 +101,14 @@ def test_an_image_on_a_failing_disk_stops_no_other(images, tmp_path, monkeypatch
 def test_a_mask_whose_journal_cannot_be_read_does_not_end_a_batch(images, tmp_path, monkeypatch):
     for thing in open_store(tmp_path / "masks" / "b.zarr", Request(images[1], HOW["model"], Options(tile=HOW["tile"]))):
         thing.close()
-    plain = Blocks.load
+    plain = Journal.load
 
-    def load(blocks):
-        if blocks.path.name == "b.zarr":
+    def load(journal, folder):
+        if folder.parent.name == "b.zarr":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        plain(blocks)
+        plain(journal, folder)
 
-    monkeypatch.setattr(Blocks, "load", load)
+    monkeypatch.setattr(Journal, "load", load)
     results = tilenet.batch(images, tmp_path / "masks", **HOW)
     assert [result.status for result in results] == ["done", "failed", *["done"] * 4]
     assert "b.zarr: cannot be accessed" in results[1].error

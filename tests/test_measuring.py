@@ -229,7 +229,7 @@ def scripted(network):
     return torch.jit.trace(network.double(), torch.zeros(1, 1, 8, 8, 8, dtype=torch.float64))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("wrapped", [nn.Sequential, scripted], ids=["layer", "traced"])
 def test_of_a_network_of_volumes_all_three_axes_are_measured(wrapped):
     torch.manual_seed(0)

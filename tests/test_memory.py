@@ -97,7 +97,7 @@ def test_finding_objects_takes_the_bytes_per_pixel_that_are_planned(shape, coars
 SLIDE = Layout("yx", (20_000, 30_000), (2048, 2048), (None, None), "nuclei")
 
 
-@pytest.mark.parametrize("left", [600_000_000, 1_600_000_000, 3_600_000_000, 14_600_000_000])
+@pytest.mark.parametrize("left", [800_000_000, 1_600_000_000, 3_600_000_000, 14_600_000_000])
 def test_all_processes_that_find_objects_stay_within_the_memory_together(left):
     memory = beside() + left
     places = places_layout(SLIDE, 2, memory)

@@ -211,7 +211,7 @@ def test_labels_of_a_function_have_the_name_of_its_card(module, tmp_path, tilene
         tilenet.segment(image, into=image, model=f"{module}:carded_too", objects=objects)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", ["jit", "export"])
 def test_a_saved_program_is_told_from_weights(tmp_path, kind):
     network, path = torch.nn.Conv2d(1, 2, 3), tmp_path / "program.pt"

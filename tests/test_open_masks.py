@@ -31,6 +31,7 @@ def test_a_mask_that_lost_a_file_is_not_opened_and_damaged_bytes_are_refused_on_
         tilenet.open_mask(out)
 
 
+@pytest.mark.usefixtures("zarr_reads")
 @pytest.mark.parametrize("v2", [False, True], ids=["zarr 3", "zarr 2"])
 def test_what_an_open_mask_loses_is_no_background(tmp_path, network, v2):
     if v2:

@@ -75,7 +75,7 @@ def test_what_does_not_suit_is_told_before_the_run(caplog, model, warned):
     assert (warned in caplog.text) if warned else (caplog.text == "")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:The .grad attribute:UserWarning")
 def test_traced_networks_are_taken_like_others():
     network = nn.Conv2d(1, 2, 3, padding=1)
     traced = torch.jit.trace(network, torch.zeros(1, 1, 8, 8))

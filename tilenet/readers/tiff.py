@@ -30,7 +30,7 @@ from tilenet.readers.image import Pixels
 from tilenet.readers.stored import StoredImage, sizes_of_levels
 from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, finest_sizes
-from tilenet.readers.tiff_pages import Segments, n_alpha, segments_of, stored_dimensions
+from tilenet.readers.tiff_pages import Segments, all_series, n_alpha, segments_of, stored_dimensions
 from tilenet.readers.tiff_walk import Storage, check_directories
 
 LOG = logging.getLogger("tilenet")
@@ -76,17 +76,18 @@ class TiffImage(StoredImage):
 
     def _series(self, tiff: tifffile.TiffFile, axes: str | None) -> Any:
         """Return the series to read: the largest of a generic TIFF, whose metadata names none, else the first."""
-        if not tiff.series:
+        if not (found := all_series(tiff)):
             raise ImageError(f"{self.name}: holds no image. The file is damaged")
-        first = tiff.series[0]
+        first = found[0]
         if tiff.is_ome and first.kind != "ome" and axes is None:
             raise ImageError(f"{self.name}: its OME-XML does not describe its pages. Say what they are: --axes")
-        chosen = max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
+        chosen = max(found, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
         # Smaller ones are labels, thumbnails or levels.
-        others = [s for s in tiff.series if s.index != chosen.index and prod(s.shape) * LESSER > prod(chosen.shape)]
+        others = [s for s in found if s is not chosen and prod(s.shape) * LESSER > prod(chosen.shape)]
         if others and chosen.kind in SEVERAL:
+            sides = sides_text([n for n in chosen.shape if n > 1])
             _warn_once(
-                f"{self.name}: holds {len(others) + 1} images, of which one is read, {sides_text(chosen.shape)} px. "
+                f"{self.name}: holds {len(others) + 1} images, of which one is read, {sides} px. "
                 f"Write the others to files of their own"
             )
         return chosen

@@ -62,6 +62,18 @@ class Segments:
         return int(np.count_nonzero(self.counts == 0))
 
 
+def all_series(tiff: Any) -> list[Any]:
+    """Return the series of a `tifffile.TiffFile`, with their axes of length 1."""
+    return list(tiff.series(squeeze=False) if callable(tiff.series) else tiff.series)
+
+
+def dimensions_of(series: Any) -> tuple[str, tuple[int, ...]]:
+    """Return the axes of a series, also those of length 1, and their lengths."""
+    if hasattr(series, "get_axes"):  # before tifffile 2026.5.2
+        return series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    return series.axes, series.shape
+
+
 def segments_of(series: Any, *, storage: Mapping[str, Mapping[int, Storage]], name: str) -> Segments:
     """Return the segment table of one level, a `tifffile.TiffPageSeries`, checked against the file's size.
 
@@ -72,7 +84,7 @@ def segments_of(series: Any, *, storage: Mapping[str, Mapping[int, Storage]], na
     page_shape, segment_shape = tuple(map(int, page.shaped)), _segment_shape(page)
     if min(page_shape + segment_shape) < 1 or max(page_shape) > LONGEST_AXIS:
         raise ImageError(f"{name}: has a page of {page_shape} in tiles of {segment_shape}. The file is damaged")
-    n_pages = prod(series.get_shape(squeeze=False)) // prod(page_shape)
+    n_pages = prod(dimensions_of(series)[1]) // prod(page_shape)
     if not 0 < n_pages <= MOST_DIRECTORIES:
         raise ImageError(f"{name}: says that it has {n_pages} pages. Its metadata is damaged")
     pages = list(_pages(series, n_pages))
@@ -198,7 +210,7 @@ def stored_dimensions(series: Any, page_shape: tuple[int, ...], *, name: str) ->
 
     The letter of a dimension that is not an axis is empty. Alpha is not counted as a sample.
     """
-    page, axes, lengths = series.keyframe, series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    page, (axes, lengths) = series.keyframe, dimensions_of(series)
     if axes.endswith("S") and lengths[-1] == 1 and "S" not in page.axes:
         axes, lengths = axes[:-1], lengths[:-1]
     n_outer = len(axes) - len(page.axes)

@@ -70,7 +70,17 @@ class LocalArray(CheckedStore, LocalStore):
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         self._check_file(key)
-        data = await LocalStore.get(self, key, prototype, byte_range)
+        return self._checked(key, await LocalStore.get(self, key, prototype, byte_range), byte_range)
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read without zarr's event loop, which it may be told to do since zarr 3.2."""
+        self._check_file(key)
+        data = LocalStore.get_sync(self, key, prototype=prototype, byte_range=byte_range)
+        return self._checked(key, data, byte_range)
+
+    def _checked(self, key: str, data: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
         if data is not None:
             self.check_content(key, data, byte_range)
         return data

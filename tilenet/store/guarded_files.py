@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import LocalStore
 
+from tilenet.readers.zarr_store import EachPartAlone
 from tilenet.store.journal import Journal
 from tilenet.store.layout import DOCUMENTS, PROBABILITIES, Layout
 from tilenet.store.metadata import OWN
@@ -37,7 +38,7 @@ def stamp_of(mask: Path) -> Stamp | None:
     return None
 
 
-class GuardedFiles(LocalStore):
+class GuardedFiles(EachPartAlone, LocalStore):
     """A zarr store over the folder of one array of a mask, which had the `stamp` (`stamp_of`) when it was opened."""
 
     def __init__(self, root: Path, *, mask: Path, array: str, layout: Layout, stamp: Stamp | None) -> None:
@@ -59,7 +60,16 @@ class GuardedFiles(LocalStore):
     ) -> Buffer | None:
         """Return a file's content, None for background; `OSError` if it is lost, `Replaced` if the mask changed."""
         found = await super().get(key, prototype, byte_range)
-        if (now := await to_thread(stamp_of, self.mask)) != self.stamp:
+        return await to_thread(self._checked, key, found)
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read without zarr's event loop, which it may be told to do since zarr 3.2; see `get`."""
+        return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
+
+    def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
+        if (now := stamp_of(self.mask)) != self.stamp:
             then = "was written anew since it was opened. Open it again"
             raise Replaced(f"{self.mask}: {then if now else 'is missing by now. Open it where it is'}")
         if found is None and self._was_written(key):
