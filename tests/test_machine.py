@@ -130,3 +130,42 @@ def test_memory_that_is_kept_for_the_next_pass_is_given_back_when_there_is_none(
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     kept, given_back, _ = map(int, done.stdout.split())
     assert kept < 16 and given_back > 100  # of 128 MB that are free, in pieces between others
+
+
+def limited(root, groups, files):
+    """Write what Linux says of a process's control groups, and of their limits; return the folder."""
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in files}}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V1 = "12:memory:/docker/7a\n4:cpu,cpuacct:/docker/7a\n1:name=systemd:/docker/7a\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/\n", [("cpu.max", "250000 100000\n")], 2.5),
+        ("0::/\n", [("cpu.max", "max 100000\n")], None),
+        ("0::/a/b\n", [("cpu.max", "max 100000\n"), ("a/cpu.max", "300000 100000\n"), ("a/b/cpu.max", "8 1\n")], 3),
+        ("0::/../7a\n", [("cpu.max", "50000 100000\n")], 0.5),
+        (V1, [("cpu,cpuacct/cpu.cfs_quota_us", "200000\n"), ("cpu,cpuacct/cpu.cfs_period_us", "100000\n")], 2),
+        (V1, [("cpu,cpuacct/cpu.cfs_quota_us", "-1\n"), ("cpu,cpuacct/cpu.cfs_period_us", "100000\n")], None),
+        (V1, [("memory/cpu.max", "1 1\n")], None),
+        ("0::/\n", [], None),
+    ],
+)
+def test_the_cores_of_a_container_are_those_that_its_groups_may_use(tmp_path, groups, files, cores):
+    assert machine.container_cores(limited(tmp_path, groups, files)) == cores
+    assert machine.container_cores(tmp_path / "proc") is None, "as where there is no Linux"
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 5), (9.0, 5), (2.9, 2), (0.5, 1)])
+def test_a_run_has_no_more_threads_than_the_container_has_cores(monkeypatch, cores, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "container_cores", lambda: cores)
+    with machine.threads(5):
+        assert machine.current_threads() == threads
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        assert machine.current_threads() == 5, "as the user has said"

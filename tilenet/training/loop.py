@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tilenet.arguments import known_options
 from tilenet.card import ModelCard, parse_scaling
 from tilenet.errors import ModelError, OutputError, SettingsError
-from tilenet.machine import find_device
+from tilenet.machine import current_threads, find_device, threads
 from tilenet.models.saved import fingerprint, load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
@@ -136,7 +136,8 @@ def train(
         run.refuse_lost_model()
     if len(run.rows) < recipe.last_epoch:
         LOG.info("%s: %s", data, describe_training(chosen, scaling))
-    run.to_the_end(progress or (lambda _: None))
+    with threads(current_threads()):
+        run.to_the_end(progress or (lambda _: None))
     return load_model(out)
 
 
