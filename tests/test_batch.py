@@ -216,6 +216,15 @@ def test_what_no_worker_could_open_is_refused_before_work(images, tmp_path):
     assert not (tmp_path / "masks").exists()
 
 
+@pytest.mark.parametrize(("lost", "said"), [("a", "for the reason above"), ("ab", "each for its own reason")])
+def test_the_last_line_says_where_the_reasons_are_and_quietly_what_the_first_is(tilenet_command, tmp_path, lost, said):
+    args = ("batch", *(tmp_path / f"{name}.tif" for name in lost), "--out", tmp_path / "masks")
+    code, _, err = tilenet_command(*args)
+    assert code == 3 and err.endswith(f" failed, {said}\n")
+    code, _, err = tilenet_command(*args, "--quiet")
+    assert code == 3 and f" failed, {'the first ' * (len(lost) > 1)}a: {tmp_path / 'a.tif'}: does not exist" in err
+
+
 def test_the_command_prints_a_line_an_image_and_exits_with_3(tilenet_command, tmp_path):
     model = tilenet.save_model(random_network(in_channels=1, depth=2, wf=1), tmp_path / "small.safetensors")
     image = write_image(tmp_path / "a.tif", sides=(300, 200))

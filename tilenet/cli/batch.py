@@ -64,8 +64,10 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     tables = " and ".join(file_of(name, share) for name in ("summary", *(["counts"] if options["table"] else [])))
     show(listed, f"{out}: {statuses}; see {tables}", as_json=as_json, quiet=quiet)
     if failed := [result for result in results if result.status == "failed"]:
-        first = f", the first {failed[0].slide}: {failed[0].error}" if quiet or as_json else ", each for its own reason"
-        raise BlocksFailed(f"{out}: {len(failed)} of {counted(len(results), 'image')} failed{first}")
+        why = "each for its own reason" if failed[1:] else "for the reason above"
+        if quiet or as_json:
+            why = f"{'the first ' if failed[1:] else ''}{failed[0].slide}: {failed[0].error}"
+        raise BlocksFailed(f"{out}: {len(failed)} of {counted(len(results), 'image')} failed, {why}")
 
 
 def _line(result: Result) -> str:
