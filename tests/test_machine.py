@@ -1,13 +1,19 @@
 """Settings of a process, which other threads of it have, too: precision, threads, freed memory."""
 
+import os
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
+from oracles import random_network
 
 from tilenet import machine
+from tilenet.byte_counts import gigabytes
+from tilenet.jobs.options import Options
+from tilenet.jobs.setup import make_job
 
 
 def test_a_gpu_computes_by_cudnn_without_tf32_or_tuning_and_leaves_what_the_caller_had():
@@ -110,6 +116,9 @@ def _in_a_new_thread():
 FREED = """
 import numpy as np
 from tilenet import machine
+from tilenet.byte_counts import gigabytes
+from tilenet.jobs.options import Options
+from tilenet.jobs.setup import make_job
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1024
@@ -169,3 +178,29 @@ def test_a_run_has_no_more_threads_than_the_container_has_cores(monkeypatch, cor
         assert machine.current_threads() == threads
         monkeypatch.setenv("OMP_NUM_THREADS", "5")
         assert machine.current_threads() == 5, "as the user has said"
+
+
+PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "memory"),
+    [
+        ("0::/a\n", [("memory.max", "90000000\n"), ("a/memory.max", "50000000\n")], 50_000_000),
+        ("0::/a\n", [("memory.max", "90000000\n"), ("a/memory.max", "max\n")], 90_000_000),
+        (V1, [("memory/memory.limit_in_bytes", "70000000\n")], 70_000_000),
+        (V1, [("memory/memory.limit_in_bytes", "9223372036854771712\n")], PHYSICAL),
+        ("0::/\n", [], PHYSICAL),
+    ],
+)
+def test_the_memory_is_that_of_the_machine_or_of_a_smaller_container(tmp_path, groups, files, memory):
+    assert machine.total_memory(limited(tmp_path, groups, files)) == memory
+
+
+@pytest.mark.parametrize("short", [1, -1])
+def test_a_run_that_takes_more_memory_than_there_is_says_so_before_it_begins(monkeypatch, caplog, short):
+    image, network = np.zeros((64, 64), np.uint8), random_network(depth=2, wf=2)
+    needs = make_job(image, network, Options()).needs()["host_bytes"]
+    monkeypatch.setattr(machine, "total_memory", lambda: needs - short)
+    make_job(image, network, Options())
+    assert (f"or this container, has {gigabytes(needs - 1)}" in caplog.text) == (short > 0)

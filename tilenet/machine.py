@@ -17,6 +17,8 @@ from tilenet.errors import SettingsError
 
 # Parameters of glibc's malloc; see mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+# Files of a control group that say how much memory it may use, in version 2 and in version 1.
+MEMORY = ("memory.max", "memory.limit_in_bytes")
 
 # The numbers set by the `threads` contexts that are still open, the newest last; and the number that the first found.
 _set: dict[object, int] = {}
@@ -117,32 +119,47 @@ def current_threads() -> int:
 def container_cores(root: Path = Path("/")) -> float | None:
     """Return how many cores' time this process may use, as with ``docker run --cpus``; None if it is not limited.
 
-    A control group is limited by itself and by those around it (cgroup-v2 and, for version 1, sched-bwc in the
-    documentation of Linux). `dask.system` knows some of these places, but to import it takes 0.1 s.
+    `dask.system` knows some of the places where this is said, but to import it takes 0.1 s.
+    """
+    limits = (
+        [*_numbers(group, "cpu.max"), *_numbers(group, "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        for group in _control_groups("cpu", root)
+    )
+    return min((quota / period for quota, period in filter(None, limits) if quota > 0), default=None)
+
+
+def total_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory of this machine, or of the container if it has less; None if that is not known."""
+    limits = [n for group in _control_groups("memory", root) for name in MEMORY for n in _numbers(group, name)]
+    with suppress(OSError, ValueError, AttributeError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limits, default=None)
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Yield the folders of the control groups that limit this process: its own, and those around it.
+
+    See cgroup-v2 and cgroup-v1 in the documentation of Linux.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return None
-    found = []
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / controllers
-        group = top / path.lstrip("/")
-        # A container sees its own group at the top, but may be told the path that this has outside.
-        found += [_cores_of(each) for each in (group, *group.parents) if each.is_relative_to(top)]
-    return min(filter(None, found), default=None)
+        if not controllers or controller in controllers.split(","):
+            top = root / "sys/fs/cgroup" / controllers
+            group = top / path.lstrip("/")
+            # A container sees its own group at the top, but may be told the path that this has outside.
+            yield from (each for each in (group, *group.parents) if each.is_relative_to(top))
 
 
-def _cores_of(group: Path) -> float | None:
-    """Return the limit of one control group, in cores; None if it has none."""
-    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
-        with suppress(OSError, ValueError):
-            quota, period = " ".join((group / name).read_text() for name in names).split()
-            return int(quota) / int(period) if int(quota) > 0 else None
-    return None
+def _numbers(group: Path, *names: str) -> list[int]:
+    """Return the numbers in files of a control group; none if there is no such file, or no limit."""
+    try:
+        return [int(word) for name in names for word in (group / name).read_text().split()]
+    except (OSError, ValueError):
+        return []
 
 
 @contextmanager

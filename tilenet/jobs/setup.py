@@ -61,23 +61,27 @@ def make_job(
         LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
     with closed_on_error(*([opened] if owns_image else [])):
         job = _make_job(opened, found, options, footprint=footprint, target=target)
-    if options.memory is not None:
-        _remark_memory(job, options, options.memory)
+    _remark_memory(job, options)
     return replace(job, owns_image=owns_image)
 
 
-def _remark_memory(job: Job, options: Options, memory: int) -> None:
-    """Say so if the run takes more than the memory, which Python alone may fill, and how much would be enough."""
-    needs = job.needs()["host_bytes"]
-    if needs > memory:
+def _remark_memory(job: Job, options: Options) -> None:
+    """Say so if the run takes more than the memory that was given, which Python alone may fill, or than there is."""
+    needs, given, total = job.needs()["host_bytes"], options.memory, machine.total_memory()
+    if given is not None and needs > given:
         LOG.warning(
             "%s: takes %s, more than the memory of %s: Python and its libraries alone take %s. "
             "Give --memory %s or more",
             *(
                 job.image.name,
-                *map(gigabytes, (needs, memory, library_bytes())),
+                *map(gigabytes, (needs, given, library_bytes())),
                 memory_option(_enough(job, options, needs)),
             ),
+        )
+    if total is not None and needs > total:
+        LOG.warning(
+            "%s: takes %s, and this machine, or this container, has %s: the run may be killed. Give a smaller --memory",
+            *(job.image.name, *map(gigabytes, (needs, total))),
         )
 
 
