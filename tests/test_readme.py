@@ -14,6 +14,8 @@ import tifffile
 import torch
 import yaml
 import zarr
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import tilenet
 from tilenet.cli.main import cli
@@ -195,3 +197,14 @@ def test_the_tables_of_speed_are_those_that_were_measured(monkeypatch):
         for row in part(others)["rows"]:
             row["px_per_s"] += 10**6
         assert not any(render(others) in page for render, page in pages)
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in sum(project["optional-dependencies"].values(), project["dependencies"])]
+    pinned = [Requirement(line) for line in (ROOT / "constraints-oldest.txt").read_text().splitlines()[1:]]
+    oldest = {package.name: Version(next(iter(package.specifier)).version) for package in wanted if package.specifier}
+    tested = {package.name: Version(next(iter(package.specifier)).version) for package in pinned}
+    assert tested == {name: version for name, version in oldest.items() if name in tested}
+    needed = {Requirement(text).name for text in project["dependencies"]}
+    assert needed - set(tested) == {"torch"}

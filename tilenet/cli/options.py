@@ -7,12 +7,17 @@ from functools import reduce
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:  # which takes no types before click 8.4
+    ParamType = click.ParamType
 
-class Parsed(click.ParamType[Any]):
+
+class Parsed(ParamType):
     """A text that a function of tilenet parses, which is imported when it is needed: --help must be quick."""
 
     def __init__(self, name: str, module: str, function: str) -> None:
