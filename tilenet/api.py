@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tilenet.arguments import WORKERS, known_options
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
-from tilenet.jobs.compute import Progress, to_array, to_objects
+from tilenet.jobs.compute import to_array, to_objects
 from tilenet.jobs.options import (
     ArrayOutput,
     Options,
@@ -28,7 +28,7 @@ from tilenet.runner import Report
 from tilenet.runs import shares
 from tilenet.runs.outputs import labels_place
 from tilenet.runs.writing import write_mask
-from tilenet.store import Mask
+from tilenet.store import Mask, Progress
 from tilenet.workers.distributed import check_client, check_sendable
 
 

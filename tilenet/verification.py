@@ -18,7 +18,6 @@ from tilenet.border_windows import windows_of
 from tilenet.errors import ANEW, REPAIR, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
-from tilenet.jobs.compute import Progress
 from tilenet.jobs.job import Job
 from tilenet.jobs.mismatch import Difference
 from tilenet.jobs.request import Request
@@ -31,7 +30,7 @@ from tilenet.readers.planes import LITTER
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.sizes import whole_number
-from tilenet.store import AnyMask, Store
+from tilenet.store import AnyMask, Progress, Store
 from tilenet.store.metadata import foreign_entries
 
 LOG = logging.getLogger("tilenet")

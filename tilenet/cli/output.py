@@ -18,8 +18,8 @@ import click
 from tilenet.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from tilenet.jobs.compute import Progress
     from tilenet.runner import Report
+    from tilenet.store import Progress
 
 # Shortest time in seconds for which a rate is meaningful.
 MIN_SECONDS = 0.01

@@ -10,8 +10,8 @@ from typing import Any
 from tilenet.arguments import known_options
 from tilenet.export.intensities import Intensities
 from tilenet.export.polygons_file import Kind, Polygons, rule_text, write_polygons
-from tilenet.export.shapes import Progress
 from tilenet.export.totals import Outlined
+from tilenet.store import Progress
 
 
 @known_options()

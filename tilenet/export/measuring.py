@@ -16,8 +16,8 @@ from tilenet.export.descriptors import COLUMNS, ShapeDescriptors, lifted
 from tilenet.export.edges import Edges, Moments, boxes_of
 from tilenet.export.intensities import Intensities, Measurements
 from tilenet.export.placement import MaskPlacement
-from tilenet.export.shapes import Progress, Shape, shapes_of
-from tilenet.store import AnyMask
+from tilenet.export.shapes import Shape, shapes_of
+from tilenet.store import AnyMask, Progress
 
 LOG = logging.getLogger("tilenet")
 # Of the shapes that are measured together: so many that calls cost little, and so few that they take little memory.

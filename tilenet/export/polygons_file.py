@@ -20,9 +20,9 @@ from tilenet.export.features import Features
 from tilenet.export.intensities import Intensities
 from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.opened import check_export_place, has_volumes, open_placed
-from tilenet.export.shapes import Progress, class_names
+from tilenet.export.shapes import class_names
 from tilenet.export.totals import Outlined
-from tilenet.store import AnyMask
+from tilenet.store import AnyMask, Progress
 from tilenet.store.destination import put_whole
 
 Kind = Literal["detection", "annotation"]

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from tilenet.export.corners import Ring
 from tilenet.export.outlines import Region, regions
 from tilenet.masks.tiff_mask import TILE
-from tilenet.store import AnyMask
+from tilenet.store import AnyMask, Progress
 
 # Number of pixels to read at once, and to outline at once.
 BAND, STRIP = 2**27, 2**24
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.opened import check_export_place, open_placed
 from tilenet.export.placement import MaskPlacement, find_grid, is_full
 from tilenet.export.polygons_file import Polygons, PolygonsFile, rule_text
-from tilenet.export.shapes import Progress
 from tilenet.export.table_lines import COLUMNS, lines_of
 from tilenet.export.table_rows import Rows
 from tilenet.export.tally import Tally
@@ -33,7 +32,7 @@ from tilenet.export.totals_table import check_counts_place, write_counts
 from tilenet.masks.protected import refuse_protected
 from tilenet.masks.tiff_mask import open_mask
 from tilenet.masks.tiff_store import name_of
-from tilenet.store import AnyMask
+from tilenet.store import AnyMask, Progress
 from tilenet.store.destination import put_whole
 
 HEAD = ",".join(COLUMNS).encode()

@@ -20,10 +20,9 @@ from tilenet.instances.linking import linked
 from tilenet.jobs.job import Job
 from tilenet.runner import OF_THE_IMAGE, Report, run
 from tilenet.scaling import Scaling
-from tilenet.store import ShardMaker, Store, TissueMap
+from tilenet.store import Progress, ShardMaker, Store, TissueMap
 
 LOG = logging.getLogger("tilenet")
-Progress = Callable[[int, int], None]
 Reported = Callable[[Report], None]
 # How many failed blocks an error message names.
 NAMED = 4

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tilenet.decide import ObjectRule
 from tilenet.errors import ANEW, OutputIncomplete, OutputMismatch, closed_on_error
 from tilenet.instances.linking import linked
-from tilenet.jobs.compute import Lost, Progress, finish, remark_lost
+from tilenet.jobs.compute import Lost, finish, remark_lost
 from tilenet.jobs.mismatch import remark_other_version
 from tilenet.jobs.request import Request
 from tilenet.jobs.setup import placed_in
@@ -44,7 +44,7 @@ from tilenet.runs.object_outputs import (
 from tilenet.runs.object_places import find_places, open_places
 from tilenet.runs.outputs import fill_output, protect_input
 from tilenet.sizes import DEFAULT_MEMORY
-from tilenet.store import Layout, Mask, Store, open_mask
+from tilenet.store import Layout, Mask, Progress, Store, open_mask
 from tilenet.store.destination import holding
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from tilenet.workers.processes import map_in_processes, most_processes
 if TYPE_CHECKING:
     from distributed import Client
 
-    from tilenet.jobs.compute import Progress
+    from tilenet.store import Progress
 
 # The place of each pixel's object, 0 for none; and how many objects begin here that are not deep enough.
 Places = tuple[NDArray[np.unsignedinteger[Any]], int]

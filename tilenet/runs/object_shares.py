@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import NamedTuple
 
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, TilenetError
-from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LabelTarget
 from tilenet.runner import Report
@@ -35,7 +34,7 @@ from tilenet.runs.shares import (
     run_lacking,
 )
 from tilenet.sizes import DEFAULT_MEMORY
-from tilenet.store import Mask, Share, Store, can_resume, check_free, is_ours, open_mask
+from tilenet.store import Mask, Progress, Share, Store, can_resume, check_free, is_ours, open_mask
 from tilenet.store.destination import holding
 from tilenet.store.metadata import read_root
 

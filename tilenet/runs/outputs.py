@@ -8,7 +8,7 @@ from typing import Any
 
 from tilenet.address import check_local
 from tilenet.errors import ANEW, OutputError, OutputExists, SettingsError, closed_on_error
-from tilenet.jobs.compute import Progress, fill_store
+from tilenet.jobs.compute import fill_store
 from tilenet.jobs.image_times import note_image
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
@@ -19,7 +19,7 @@ from tilenet.masks.tiff_store import is_for_tiff, is_tiff, store_beside
 from tilenet.models.named import name_of
 from tilenet.readers.formats import SLIDE_NAMES
 from tilenet.runner import Report
-from tilenet.store import Share, Store, can_resume, check_free, is_ours
+from tilenet.store import Progress, Share, Store, can_resume, check_free, is_ours
 from tilenet.workers import distributed
 
 # File endings that are refused, since a folder would appear under that name; and how to get such a file instead.

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from tilenet.address import check_local
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError, counted_of
-from tilenet.jobs.compute import Progress, fill_pending, finish, raise_if_failed
+from tilenet.jobs.compute import fill_pending, finish, raise_if_failed
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LabelTarget
@@ -27,7 +27,7 @@ from tilenet.masks.tiff_mask import open_tiff_mask
 from tilenet.masks.tiff_store import is_tiff
 from tilenet.runner import Report
 from tilenet.runs.outputs import create_store
-from tilenet.store import Share, Store, can_resume, check_free, refuse_shares
+from tilenet.store import Progress, Share, Store, can_resume, check_free, refuse_shares
 
 T = TypeVar("T")
 # A process that checks whether it is the last, or that loses the race to create the store, briefly holds the

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_export import deliver
 from tilenet.masks.tiff_mask import TiffMask
@@ -16,7 +15,7 @@ from tilenet.runs import object_shares, shares
 from tilenet.runs.numbering import store_objects
 from tilenet.runs.object_outputs import in_making, refuse_begun, was_begun
 from tilenet.runs.outputs import check_name, check_tiff, fill_output, protect_input, same_tiff
-from tilenet.store import Mask, Share, can_resume, is_complete, open_mask
+from tilenet.store import Mask, Progress, Share, can_resume, is_complete, open_mask
 
 
 def write_mask(

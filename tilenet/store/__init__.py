@@ -32,4 +32,5 @@ from tilenet.store.metadata import is_ours as is_ours
 from tilenet.store.pyramid import CoarserBlock as CoarserBlock
 from tilenet.store.pyramid import ShardMaker as ShardMaker
 from tilenet.store.tissue_map import TissueMap as TissueMap
+from tilenet.store.writer import Progress as Progress
 from tilenet.store.writer import Store as Store

@@ -19,6 +19,9 @@ from tilenet.store.opening import OpenedStore
 from tilenet.store.pyramid import Damaged, ShardMaker
 from tilenet.store.seal import seal, tidy, write_root
 
+# Called with the number done, and of all.
+Progress = Callable[[int, int], None]
+
 
 class Store(OpenedStore):
     """A mask that is being written, until it is `complete`: every block is written and verified."""
@@ -87,9 +90,7 @@ class Store(OpenedStore):
         except ValueError as error:
             raise OutputError(f"{self.path}: {error}: {line[:80]!r}. Write that block again") from error
 
-    def build_pyramid(
-        self, progress: Callable[[int, int], None] | None = None, *, make_shards: ShardMaker | None = None
-    ) -> None:
+    def build_pyramid(self, progress: Progress | None = None, *, make_shards: ShardMaker | None = None) -> None:
         """Write the coarser levels, shard by shard; continues where it was interrupted.
 
         `progress` is called with the number of blocks done and of blocks in all. `BlocksFailed` if a block to be read

@@ -23,13 +23,13 @@ from uuid import uuid4
 
 from tilenet.address import absolute
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError, counted, first_line, one_line
-from tilenet.jobs.compute import Progress, finish, progress_counter, skip_background
+from tilenet.jobs.compute import finish, progress_counter, skip_background
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
 from tilenet.predict import predictors
 from tilenet.prefetch import prefetched
 from tilenet.runner import Report
-from tilenet.store import CoarserBlock, Store
+from tilenet.store import CoarserBlock, Progress, Store
 from tilenet.workers.flights import Flight, PendingOutput, Queue, seconds_per_flight
 from tilenet.workers.submitted_jobs import jobs_of
 from tilenet.workers.worker import FlightResult, Task, compute_blocks
